@@ -1,0 +1,10 @@
+"""Attention for world models: arrays in, arrays out, one folder an op, chosen by the platform compiled for.
+
+Never knows a model, a cache object or a config of `wm_jax`. Imports jax only.
+"""
+
+from pallas_kernels.block_causal_attention.dispatch import block_causal_attention
+from pallas_kernels.cached_attention.dispatch import cached_attention
+from pallas_kernels.implementation import Implementation
+
+__all__ = ["Implementation", "block_causal_attention", "cached_attention"]

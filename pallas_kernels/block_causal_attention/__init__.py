@@ -1,0 +1,1 @@
+"""Training and prefill: free inside a frame, causal between frames, windowed."""

@@ -1,0 +1,1 @@
+"""Playing: the frames in flight against the ring of past frames."""

@@ -1,0 +1,44 @@
+"""The public function of this room: shape checks, then the choice of implementation."""
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.cached_attention import reference
+from pallas_kernels.implementation import Implementation, check_implementation
+
+
+def cached_attention(
+    q: Float[Array, "b f s n k"],
+    k: Float[Array, "b f s g k"],
+    v: Float[Array, "b f s g k"],
+    ring_k: Float[Array, "b r s g k"],
+    ring_v: Float[Array, "b r s g k"],
+    ring_age: Int[Array, "b r"],
+    is_block_seen: Bool[Array, "b f"],
+    sink: tuple[Any, Any, Any, Any] | None = None,
+    *,
+    window_frames: int,
+    is_per_site: bool,
+    implementation: Implementation = "auto",
+) -> Float[Array, "b f s n k"]:
+    """Attention of f frames in flight to the ring of past frames and to themselves; nothing is written.
+
+    `q`, `k` and `ring_k` come rotated to a common origin. `ring_age` is each entry's age in frames seen from the
+    first frame in flight, 0 or less where the entry was never written; the order of entries does not matter and rows
+    may be at different times. A frame in flight whose `is_block_seen` is False is seen by itself only. `sink` is
+    (q, k, v, Bool[b f z]) of frames that stay visible beyond the window.
+
+    Raises:
+      ValueError: shapes of block and ring disagree, or heads are no multiple of key-value heads.
+    """
+    check_implementation("cached_attention", implementation)
+    if k.shape != v.shape or q.shape[:3] != k.shape[:3] or ring_k.shape[2:] != k.shape[2:]:
+        raise ValueError(f"cached_attention: q {q.shape}, k {k.shape} and ring {ring_k.shape} do not fit")
+    if ring_k.shape != ring_v.shape or ring_age.shape != ring_k.shape[:2]:
+        raise ValueError(f"cached_attention: ring keys {ring_k.shape}, values {ring_v.shape}, ages {ring_age.shape}")
+    if q.shape[3] % k.shape[3]:
+        raise ValueError(f"cached_attention: {q.shape[3]} heads are no multiple of {k.shape[3]} key-value heads")
+    return reference.cached_attention(
+        q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, window_frames=window_frames, is_per_site=is_per_site
+    )

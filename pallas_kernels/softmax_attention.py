@@ -1,0 +1,43 @@
+"""Masked grouped-query attention in plain jax.numpy: the arithmetic that every reference shares."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import nn
+from jaxtyping import Array, Bool, Float
+
+MASKED = -1e30
+
+
+def softmax_attention(
+    q: Float[Array, "*b q n k"],
+    k: Float[Array, "*b u g k"],
+    v: Float[Array, "*b u g k"],
+    mask: Bool[Array, "*#b q u"],
+    extra: tuple[Any, Any, Any, Any] | None = None,
+) -> Float[Array, "*b q n k"]:
+    """Attention of `n` query heads to `g` key-value heads (n a multiple of g), logits and softmax in float32.
+
+    A query that may see nothing answers zero, never NaN. `extra` is a second (q, k, v, mask) of the same heads that
+    shares the softmax: sink frames are seen under another rotation than the rest.
+    """
+    parts = [(q, k, v, mask)] + ([extra] if extra is not None else [])
+    logits = jnp.concatenate([_logits(*part) for part in parts], axis=-1)
+    weights = nn.softmax(logits, axis=-1)
+    weights = jnp.where(logits <= 0.5 * MASKED, 0.0, weights)
+    sizes, answers = [part[1].shape[-3] for part in parts], []
+    start = 0
+    for (_, _, values, _), size in zip(parts, sizes, strict=True):
+        share = weights[..., start : start + size].astype(values.dtype)
+        answers.append(jnp.einsum("...gmqu,...ugk->...qgmk", share, values))
+        start += size
+    answer = answers[0] if len(answers) == 1 else answers[0] + answers[1]
+    return answer.reshape(q.shape)
+
+
+def _logits(q: Any, k: Any, _v: Any, mask: Any) -> Any:
+    groups = k.shape[-2]
+    grouped = q.reshape(*q.shape[:-2], groups, q.shape[-2] // groups, q.shape[-1])
+    logits = jnp.einsum("...qgmk,...ugk->...gmqu", grouped, k, preferred_element_type=jnp.float32)
+    logits = logits * jnp.float32(q.shape[-1] ** -0.5)
+    return jnp.where(mask[..., None, None, :, :], logits, jnp.float32(MASKED))
