@@ -1,0 +1,62 @@
+# The commands that do all the set-up on a machine with only make and Python 3.11+ (uv is used if it is there).
+#
+#   make play        a served world in your browser: http://localhost:8000
+#   make test        ruff, pyright, the import contract and the tests
+#   make test-core   the core tests only; with PYTHON=3.11 in their own .venv-3.11
+#   make games       the real games into .venv (CoinRun, ViZDoom, Atari): to record, or to switch between real and dream
+#   make install     everything into .venv: games, TensorBoard, test tools
+#   make lock        resolve requirements/*.txt again (needs uv)
+#
+#   PYTHON=3.11      another Python: a version, a command or a path
+#   WORLD=worlds/doom PORT=8001 make play
+
+PYTHON ?=
+WORLD ?= worlds/coinrun
+PORT ?= 8000
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+VENV ?= .venv
+BIN = $(VENV)/bin
+export MAKECMDGOALS
+
+.PHONY: play test lint pytest test-core games install lock
+
+play: $(VENV)/.play
+	$(BIN)/python serve.py $(WORLD) --port $(PORT)
+
+test: lint pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+
+test-core:
+	$(MAKE) pytest VENV=$(if $(PYTHON),.venv-$(notdir $(PYTHON)),.venv) PYTEST_FLAGS="-m core $(PYTEST_FLAGS)"
+
+games: $(VENV)/.games
+
+install: $(VENV)/.test
+
+$(VENV)/.%: requirements/%.txt | $(BIN)/python
+	@echo "Installing $< into $(VENV)"
+	@if command -v uv >/dev/null 2>&1; \
+	    then uv pip install --python $(BIN)/python --no-deps --requirement $<; \
+	    else $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<; fi
+	@touch $@
+
+$(BIN)/python:
+	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && echo "Making $(VENV) from $$python" && \
+	if command -v uv >/dev/null 2>&1; \
+	    then uv venv --quiet --allow-existing --python "$$python" $(VENV); \
+	    else "$$python" -m venv $(VENV); fi
+
+RESOLVE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+          --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade
+lock:
+	$(RESOLVE) --extra serve --extra games --extra track --extra dev --output-file requirements/test.txt
+	$(RESOLVE) --extra serve --extra games --extra track --constraint requirements/test.txt --output-file requirements/games.txt
+	$(RESOLVE) --extra serve --constraint requirements/test.txt --output-file requirements/play.txt
