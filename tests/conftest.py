@@ -1,0 +1,35 @@
+"""What every test runs under: the CPU, strict dtypes and ranks, one compile cache; warnings are errors by pyproject.toml."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ("autoencoder", "conditioning", "dynamics", "nn", "pallas_kernels", "samplers", "world")
+CORE_FILES = ("test_checkpoint.py", "test_config.py", "test_sharding.py")
+
+# In the environment and not only in jax.config, so that the processes which tests start compile into the same cache.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402  (reads the environment above)
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks `core` what a Python 3.11 with JAX 0.10 must pass too: the model, its layers, its files on disk."""
+    for item in items:
+        where = item.path.relative_to(ROOT / "tests")
+        if where.parts[0] in CORE or where.name in CORE_FILES:
+            item.add_marker(pytest.mark.core)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
