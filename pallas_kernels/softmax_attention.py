@@ -13,18 +13,19 @@ def softmax_attention(
     q: Float[Array, "*b q n k"],
     k: Float[Array, "*b u g k"],
     v: Float[Array, "*b u g k"],
-    mask: Bool[Array, "*#b q u"],
+    mask: Bool[Array, "*#b q u"] | None,
     extra: tuple[Any, Any, Any, Any] | None = None,
 ) -> Float[Array, "*b q n k"]:
     """Attention of `n` query heads to `g` key-value heads (n a multiple of g), logits and softmax in float32.
 
-    A query that may see nothing answers zero, never NaN. `extra` is a second (q, k, v, mask) of the same heads that
+    Without a mask all see all. A query that may see nothing answers zero, never NaN. `extra` is a second (q, k, v, mask) of the same heads that
     shares the softmax: sink frames are seen under another rotation than the rest.
     """
     parts = [(q, k, v, mask)] + ([extra] if extra is not None else [])
     logits = jnp.concatenate([_logits(*part) for part in parts], axis=-1)
     weights = nn.softmax(logits, axis=-1)
-    weights = jnp.where(logits <= 0.5 * MASKED, 0.0, weights)
+    if mask is not None:
+        weights = jnp.where(logits <= 0.5 * MASKED, 0.0, weights)
     sizes, answers = [part[1].shape[-3] for part in parts], []
     start = 0
     for (_, _, values, _), size in zip(parts, sizes, strict=True):
@@ -40,4 +41,4 @@ def _logits(q: Any, k: Any, _v: Any, mask: Any) -> Any:
     grouped = q.reshape(*q.shape[:-2], groups, q.shape[-2] // groups, q.shape[-1])
     logits = jnp.einsum("...qgmk,...ugk->...gmqu", grouped, k, preferred_element_type=jnp.float32)
     logits = logits * jnp.float32(q.shape[-1] ** -0.5)
-    return jnp.where(mask[..., None, None, :, :], logits, jnp.float32(MASKED))
+    return logits if mask is None else jnp.where(mask[..., None, None, :, :], logits, jnp.float32(MASKED))

@@ -1,0 +1,8 @@
+"""Listen: everything the user gives, embedded; the dynamics sees only the doors of Conditions.
+
+Never knows latents, caches or which game it is. Imports nn and types.
+"""
+
+from wm_jax.conditioning.embed import Conditions, ConditioningConfig, Embedder
+
+__all__ = ["ConditioningConfig", "Conditions", "Embedder"]

@@ -1,0 +1,209 @@
+"""The dynamics: `denoise_clip` to train, `denoise` and `commit` to play; all predict the clean latent.
+
+Source: Training Agents Inside of Scalable World Models (x-prediction, space and time layers, registers);
+PixArt-alpha, section 2.3 (adaLN-single).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import block_causal_attention, cached_attention
+from pallas_kernels.softmax_attention import softmax_attention
+from wm_jax.dynamics import ring_cache
+from wm_jax.dynamics.block import Block
+from wm_jax.dynamics.config import DynamicsConfig
+from wm_jax.dynamics.ring_cache import RingCache
+from wm_jax.nn.linear import Linear
+from wm_jax.nn.norm import rms_norm
+from wm_jax.nn.patch import depth_to_space, space_to_depth
+from wm_jax.nn.rope import rotate, rotate_grid
+
+SPACE_BASE = 100.0
+TIME_BASE = 100.0
+
+
+class Dynamics(nnx.Module):
+    """Weights of the transformer. Latents are `[y x c]`, `grid` is (y, x)."""
+
+    def __init__(self, config: DynamicsConfig, grid: tuple[int, int], channels: int, rngs: nnx.Rngs):
+        if grid[0] % config.patch or grid[1] % config.patch:
+            raise ValueError(f"a latent grid of {grid} cannot be cut into patches of {config.patch}")
+        self.config, self.cells = config, (grid[0] // config.patch, grid[1] // config.patch)
+        width, token = config.width, channels * config.patch**2
+
+        def table(*shape):
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+        self.embed = Linear(token, width, rngs, use_bias=True)
+        self.position = table(self.cells[0] * self.cells[1], width)
+        self.registers = table(config.registers, width)
+        self.level_table = table(config.levels, width)
+        self.stride_table = table(config.stride_rows, width)
+        self.noise_token = Linear(2 * width, width, rngs, use_bias=True)
+        self.modulation_in = Linear(2 * width, width, rngs, use_bias=True)
+        self.modulation_out = Linear(width, 6 * width, rngs, scale=0.0)
+        self.modulation_conditions = Linear(width, 6 * width, rngs, scale=0.0)
+        self.head = Linear(width, token, rngs, scale=0.0, use_bias=True)
+        self.blocks = _stack_blocks(config, rngs)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return tokens_per_frame(self.config, self.cells)
+
+    def denoise_clip(
+        self,
+        noisy: Float[Array, "b t y x c"],
+        level: Int[Array, "b t"],
+        stride: Int[Array, "b t"],
+        conditions: Any,
+        segment: Int[Array, "b t"],
+    ) -> Float[Array, "b t y x c"]:
+        """The clean latents of a clip, frame t seen with frames t - window .. t of its own segment.
+
+        `level` and `stride` are rows of their tables: signal level `level / levels`, stride `2 ** -stride`.
+        """
+        config = self.config
+        position = jnp.arange(noisy.shape[1])[None, :, None]
+        oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
+
+        def meet(kind, _past, q, k, v):
+            q_sink = rotate(q, oldest, TIME_BASE) if config.sinks else None
+            k_sink = k[:, : config.sinks] if config.sinks else None
+            turned_q, turned_k = rotate(q, position, TIME_BASE), rotate(k, position, TIME_BASE)
+            return block_causal_attention(
+                turned_q, turned_k, v, segment, q_sink, k_sink,
+                window_frames=config.window_frames, is_per_site=kind == "time",
+            )  # fmt: skip
+
+        tokens, modulation = self._tokens(noisy, level, stride, conditions)
+        tokens, _ = self._layers(tokens, modulation, meet, None)
+        return self._latents(tokens)
+
+    def denoise(
+        self,
+        noisy: Float[Array, "b f y x c"],
+        level: Int[Array, "#b f"],
+        stride: Int[Array, "#b f"],
+        conditions: Any,
+        cache: RingCache,
+        is_seen: Bool[Array, "b f"],
+    ):
+        """Clean latents of f consecutive frames on top of the cache, and their keys and values `[l b f s g k]`.
+
+        The cache is read, never written: `ring_cache.write` commits what this returns. The first frame in flight is
+        frame `cache.next`. A frame that is not `is_seen` is invisible to the others.
+        """
+        config = self.config
+        age = ring_cache.ages(cache)
+        here = jnp.arange(noisy.shape[1])[None, :, None]
+
+        def meet(kind, past, q, k, v):
+            ring_k, ring_v, sink_k, sink_v = past
+            written = (age > 0)[:, :, None, None, None]
+            ring_k = rotate(jnp.where(written, ring_k, 0).astype(k.dtype), -age[:, :, None], TIME_BASE)
+            return cached_attention(
+                rotate(q, here, TIME_BASE), rotate(k, here, TIME_BASE), v,
+                ring_k, jnp.where(written, ring_v, 0), age, is_seen, self._sink(q, sink_k, sink_v, cache),
+                window_frames=config.window_frames, is_per_site=kind == "time",
+            )  # fmt: skip
+
+        tokens, modulation = self._tokens(noisy, level, stride, conditions)
+        past = (cache.keys, cache.values, cache.sink_keys, cache.sink_values)
+        tokens, written = self._layers(tokens, modulation, meet, past)
+        return self._latents(tokens), written
+
+    def commit(
+        self,
+        latents: Float[Array, "b f y x c"],
+        conditions: Any,
+        cache: RingCache,
+        is_written: Bool[Array, " b"],
+    ) -> RingCache:
+        """The cache with these frames, already noised to the context level, as its newest entries.
+
+        Source: Diffusion Forcing, section 3; Self Forcing, algorithm 1.
+        """
+        frames = latents.shape[1]
+        level = jnp.full((1, frames), self.config.context_index)
+        stride = jnp.full((1, frames), self.config.stride_rows - 1)
+        seen = jnp.ones((latents.shape[0], frames), bool)
+        _, (keys, values) = self.denoise(latents, level, stride, conditions, cache, seen)
+        return ring_cache.write(cache, keys, values, is_written)
+
+    def _sink(self, q, sink_k, sink_v, cache):
+        """Sink frames as a second part of the softmax: seen once they left the window, at the age just beyond it."""
+        config = self.config
+        if not config.sinks:
+            return None
+        now = cache.next[:, None, None] + jnp.arange(q.shape[1])[None, :, None]
+        beyond = now - jnp.arange(config.sinks) > config.window_frames
+        oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
+        return rotate(q, oldest, TIME_BASE), sink_k.astype(q.dtype), sink_v.astype(q.dtype), beyond
+
+    def _tokens(self, noisy, level, stride, conditions):
+        """Tokens `[b t s d]` (grid, noise, conditions, registers) and the modulation row of each frame."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        batch, frames = noisy.shape[:2]
+        cells = space_to_depth(noisy, config.patch).reshape(batch, frames, -1, self.embed.kernel[...].shape[0])
+        grid = self.embed(cells.astype(dtype)) + self.position[...].astype(dtype)
+        both = jnp.concatenate([self.level_table[...][level], self.stride_table[...][stride]], axis=-1).astype(dtype)
+        noise = jnp.broadcast_to(self.noise_token(both)[:, :, None], (batch, frames, 1, config.width))
+        registers = jnp.broadcast_to(self.registers[...].astype(dtype), (batch, frames, *self.registers[...].shape))
+        given = conditions.tokens.astype(dtype)
+        modulation = self.modulation_out(jax.nn.silu(self.modulation_in(both)))
+        modulation = modulation + self.modulation_conditions(conditions.modulation.astype(dtype))
+        return jnp.concatenate([grid, noise, given, registers], axis=2), modulation
+
+    def _layers(self, x, modulation, meet, past):
+        """All layers by one scan over super-blocks; keys and values of the layers that look back, `[l b t s g k]`."""
+        config = self.config
+        graph, weights = nnx.split(self.blocks)
+        looks_back = sum(kind != "space" for kind in config.pattern)
+
+        def split(tree, count):
+            return jax.tree.map(lambda a: a.reshape(config.repeats, count, *a.shape[1:]), tree)
+
+        def super_block(x, layer):
+            weights, past = layer
+            keys, values, seen = [], [], 0
+            for i, kind in enumerate(config.pattern):
+                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], weights))
+                if kind == "space":
+                    x, _, _ = block(x, modulation, self._meet_in_space)
+                    continue
+                mine = jax.tree.map(lambda a, i=seen: a[i], past)
+                x, k, v = block(x, modulation, lambda q, k, v, kind=kind, mine=mine: meet(kind, mine, q, k, v))
+                keys, values, seen = [*keys, k], [*values, v], seen + 1
+            written = (jnp.stack(keys), jnp.stack(values)) if past is not None else None
+            return x, written
+
+        x, written = jax.lax.scan(super_block, x, (split(weights, len(config.pattern)), split(past, looks_back)))
+        return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), written)
+
+    def _meet_in_space(self, q, k, v):
+        q, k = (rotate_grid(a, *self.cells, SPACE_BASE) for a in (q, k))
+        return softmax_attention(q, k, v, None)
+
+    def _latents(self, tokens):
+        grid = self.cells[0] * self.cells[1]
+        cells = self.head(rms_norm(tokens[:, :, :grid])).astype(jnp.float32)
+        batch, frames = cells.shape[:2]
+        return depth_to_space(cells.reshape(batch, frames, *self.cells, -1), self.config.patch)
+
+
+def tokens_per_frame(config: DynamicsConfig, cells: tuple[int, int]) -> int:
+    """Grid cells, the noise token, one token of controls, the registers."""
+    return cells[0] * cells[1] + 2 + config.registers
+
+
+def _stack_blocks(config: DynamicsConfig, rngs: nnx.Rngs) -> Block:
+    @nnx.split_rngs(splits=config.depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs):
+        return Block(config, rngs)
+
+    return make(rngs)

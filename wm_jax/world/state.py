@@ -1,0 +1,86 @@
+"""All that one session remembers, and how sessions are seated in a batch."""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from wm_jax.autoencoder import DecoderState
+from wm_jax.autoencoder.autoencoder import start_decoder
+from wm_jax.dynamics import RingCache, ring_cache
+from wm_jax.dynamics.transformer import tokens_per_frame
+from wm_jax.world.world import World
+
+
+@flax.struct.dataclass
+class WorldState:
+    """All that one session remembers between frames, batched over slots b (axis 0; axis 1 in the cache).
+
+    Attributes:
+      cache: Keys and values of the last r frames, the newest frame not yet among them.
+      decoder: What the streaming decoder carries over.
+      latent: The newest frame, clean; it enters the cache together with the next frame's first pass.
+      held: The controls that led to it.
+      is_known: Whether those controls were known.
+      is_pending: Whether there is a newest frame at all.
+      frame: Index of the next frame, 0 at start.
+      key: Random key of the session; a session's dreams do not depend on its neighbours.
+    """
+
+    cache: RingCache
+    decoder: DecoderState
+    latent: Float[Array, "b y x c"]
+    held: Bool[Array, "b keys"]
+    is_known: Bool[Array, " b"]
+    is_pending: Bool[Array, " b"]
+    frame: Int[Array, " b"]
+    key: Key[Array, " b"]
+
+
+def empty(world: World, batch: int = 1, key: jax.Array | None = None) -> WorldState:
+    """A batch of slots that have shown nothing yet; each row gets its own fold of `key`."""
+    config = world.config
+    cells = (config.grid[0] // config.dynamics.patch, config.grid[1] // config.dynamics.patch)
+    key = jax.random.key(0) if key is None else key
+    return WorldState(
+        cache=ring_cache.init(config.dynamics, tokens_per_frame(config.dynamics, cells), batch),
+        decoder=start_decoder(config.autoencoder, config.image, batch),
+        latent=jnp.zeros((batch, *config.latent_shape), jnp.float32),
+        held=jnp.zeros((batch, len(config.controls.keys)), bool),
+        is_known=jnp.zeros((batch,), bool),
+        is_pending=jnp.zeros((batch,), bool),
+        frame=jnp.zeros((batch,), jnp.int32),
+        key=key if key.ndim else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch)),
+    )
+
+
+def _slot_axes(state: WorldState) -> WorldState:
+    """A tree of the same form that names the slot axis of every leaf."""
+    axes = jax.tree.map(lambda _: 0, state)
+    layered = ("keys", "values", "sink_keys", "sink_values")
+    return axes.replace(cache=dataclasses.replace(axes.cache, **dict.fromkeys(layered, 1)))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def put(state: WorldState, slot: Int[Array, ""] | int, one: WorldState) -> WorldState:
+    """The batch with this one session (b = 1) seated in `slot`; whoever sat there is forgotten."""
+
+    def seat(leaf, new, axis):
+        return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), slot, axis)
+
+    keys = state.key.at[slot].set(one.key[0])
+    plain = (state.replace(key=None), one.replace(key=None), _slot_axes(state.replace(key=None)))
+    return jax.tree.map(seat, *plain).replace(key=keys)
+
+
+@jax.jit
+def take(state: WorldState, slot: Int[Array, ""] | int) -> WorldState:
+    """The session in `slot` as a batch of one; the batch itself is left as it is."""
+    plain = state.replace(key=None)
+    lifted = jax.tree.map(
+        lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, slot, 1, axis), plain, _slot_axes(plain)
+    )
+    return lifted.replace(key=state.key[slot][None])

@@ -1,0 +1,126 @@
+"""World: the static half of a world, where modules are split into plain arrays once, and joined again inside a trace."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, UInt8
+
+from wm_jax import checkpoint
+from wm_jax import config as config_file
+from wm_jax.autoencoder import Autoencoder, AutoencoderConfig
+from wm_jax.autoencoder.autoencoder import start_decoder, to_bytes
+from wm_jax.conditioning import Embedder
+from wm_jax.dynamics import Dynamics, DynamicsConfig
+from wm_jax.types import Controls, ControlSpace, KeyBinding, Params, Prompt
+from wm_jax.world.config import SamplerConfig, WorldConfig
+
+
+class WorldModel(nnx.Module):
+    """The modules of a world: containers of weights; `World` splits and joins them."""
+
+    def __init__(self, config: WorldConfig, rngs: nnx.Rngs):
+        self.autoencoder = Autoencoder(config.autoencoder, rngs)
+        self.embedder = Embedder(config.conditioning, config.dynamics.width, rngs)
+        self.dynamics = Dynamics(config.dynamics, config.grid, config.autoencoder.channels, rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Everything static about a world: hashable, the same for all sessions, compared by its config."""
+
+    config: WorldConfig
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh weights: nested dicts of float32 arrays, layers stacked; one compiled call."""
+        return _init(self.config, key)
+
+    def shapes(self) -> Params:
+        """The tree of weights as shapes, without making them."""
+        return nnx.to_pure_dict(_blueprint(self.config)[1])
+
+    def model(self, params: Params) -> WorldModel:
+        """The modules around these weights; for use inside a traced function only."""
+        graph, state = _blueprint(self.config)
+        state = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+
+def load(folder: str | Path) -> tuple[World, Params]:
+    """The world and its weights from one folder (`worlds/<name>`, or a finished run's).
+
+    Raises:
+      CheckpointError: not a world folder, or weights missing, extra or mis-shaped against its config.json.
+      ConfigError: config.json is not a world's.
+    """
+    folder = world_folder(folder)
+    raw, params = checkpoint.load_world_files(folder)
+    world = World(config_file.from_json(WorldConfig, raw, str(folder / "config.json")))
+    checkpoint.check_tree(world.shapes(), params, folder)
+    return world, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+
+def world_folder(folder: str | Path) -> Path:
+    """The folder itself, or `world/` inside it where it is a run's."""
+    folder = Path(folder)
+    return folder / "world" if (folder / "world" / "config.json").is_file() else folder
+
+
+def load_prompts(folder: str | Path) -> Prompt:
+    """Real first frames shipped with a world: frames `[n p h w 3]` and what led to them; empty where it has none."""
+    arrays = checkpoint.load_prompts(world_folder(folder))
+    if arrays is None:
+        return Prompt()
+    return Prompt(frames=arrays["frames"], controls=Controls(keys=arrays["keys"]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reconstruct(world: World, params: Params, frames: UInt8[Array, "b t h w 3"]) -> UInt8[Array, "b t h w 3"]:
+    """Frames through the autoencoder alone: the ceiling of everything the world can show."""
+    autoencoder = world.model(params).autoencoder
+    start = start_decoder(world.config.autoencoder, world.config.image, frames.shape[0])
+    return to_bytes(autoencoder.decode(autoencoder.encode(frames), start)[0])
+
+
+def tiny_world(seed: int = 0, **dynamics: Any) -> tuple[World, Params]:
+    """A random world that compiles in seconds, for tests and smoke runs: 32 x 32, four arrow keys."""
+    keys = tuple(KeyBinding(f"Arrow{way}", way.lower()) for way in ("Left", "Right", "Up", "Down"))
+    sizes = dict(width=32, heads=2, kv_heads=1, head_size=16, hidden=64, repeats=1, registers=1, window_frames=4)
+    config = WorldConfig(
+        name="tiny",
+        env="bouncing_ball",
+        image=(32, 32),
+        fps=30.0,
+        controls=ControlSpace(keys),
+        autoencoder=AutoencoderConfig(patch=4, widths=(16, 16), blocks=(1, 1), channels=4),
+        dynamics=DynamicsConfig(**{**sizes, **dynamics}),
+        sampler=SamplerConfig(steps=2),
+    )
+    world = World(config)
+    return world, _roughen(world.init(jax.random.key(seed)), seed)
+
+
+def _roughen(params: Params, seed: int) -> Params:
+    """Replaces the zero-initialised leaves by noise, so that an untrained world already listens and moves."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    noisy = [leaf + jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32) for leaf in leaves]
+    params = jax.tree.unflatten(tree, noisy)
+    params["autoencoder"]["latent_deviation"] = jnp.ones_like(params["autoencoder"]["latent_deviation"])
+    return params
+
+
+@functools.lru_cache(maxsize=64)
+def _blueprint(config: WorldConfig):
+    return nnx.split(nnx.eval_shape(lambda: WorldModel(config, nnx.Rngs(0))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(config: WorldConfig, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.split(WorldModel(config, nnx.Rngs(params=key)))[1])
