@@ -1,0 +1,188 @@
+"""Plays a game and writes an episode folder: python -m wm_jax.data.record --env coinrun --frames 600000 --out episodes/coinrun
+
+Every episode follows from (seed, its number) alone, so the same command writes the same bytes with any number of workers.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rich.console
+import rich.progress
+import tyro
+
+from wm_jax import envs
+from wm_jax.data.episode import EpisodeError
+from wm_jax.data.policies import MIX, make_policy
+from wm_jax.data.writer import EpisodeWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordConfig:
+    """Play a game with a mix of random and scripted players, and keep what was seen and held.
+
+    Example: python -m wm_jax.data.record --env coinrun --frames 600000 --out episodes/coinrun
+
+    Look at the result with `python -m wm_jax.data.inspect episodes/coinrun --out report`. Ctrl-C removes what is
+    unfinished. A 64x64 frame takes 12 kB: 600,000 frames are 7.4 GB.
+    """
+
+    env: Literal["coinrun", "doom", "breakout", "bouncing_ball"]
+    """The game."""
+    out: Path
+    """The episode folder to write; it must not exist yet."""
+    frames: int = 100_000
+    """How many frames to record, in all."""
+    split: Literal["train", "held_out"] = "train"
+    """Which levels: record "held_out" too, to measure a world on levels that its training never saw."""
+    seed: int = 0
+    """The same seed writes the same bytes."""
+    workers: int = 0
+    """Processes that play beside this one; 0 plays in this process. Does not change what is written."""
+    max_length: int = 500
+    """An episode that is still going after this many frames is cut off there."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("workers", 0), ("max_length", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, it must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """One episode in memory: what `EpisodeWriter.add` takes."""
+
+    frames: np.ndarray
+    keys: np.ndarray
+    level: int
+    policy: str
+    seed: int
+
+
+def play(game: envs.Game, seed: int, number: int, max_length: int) -> Played:
+    """Plays episode `number` of the recording `seed`, from a fresh level to its end or to `max_length` frames."""
+    rng = np.random.default_rng([seed, number])
+    name = str(rng.choice(list(MIX), p=list(MIX.values())))
+    episode_seed = int(rng.integers(2**31))
+    frame, info = game.reset(seed=episode_seed)
+    level, policy = int(info["level"]), make_policy(name, game, rng)
+    frames, held = [frame], [game.hold()]
+    while len(frames) < max_length:
+        keys = policy(frame, info)
+        frame, _, terminated, truncated, info = game.step(keys)
+        if not info.get("stale", False):
+            frames.append(frame)
+            held.append(keys)
+        if terminated or truncated:
+            break
+    return Played(np.stack(frames), np.stack(held), level, name, episode_seed)
+
+
+def record(config: RecordConfig, *, quiet: bool = False) -> Path:
+    """Writes the episode folder `config.out`.
+
+    Raises:
+      EpisodeError: `config.out` exists already.
+      MissingGameError: the game's library is not installed.
+      OSError: the disk is full; nothing that opens is left behind.
+    """
+    game = envs.make(config.env, split=config.split)
+    height, width, _ = game.observation_space.shape or (0, 0, 0)
+    facts = {
+        "writer": f"wm_jax {_version()}",
+        "env": config.env,
+        "split": config.split,
+        "source": {"seed": config.seed, "max_length": config.max_length, "mix": MIX},
+    }
+    fps = float(game.metadata["render_fps"])
+    writer = EpisodeWriter(config.out, controls=game.controls, image=(height, width), fps=fps, facts=facts)
+    with writer, _progress(quiet) as bar:
+        task = bar.add_task(f"{config.env} {config.split}", total=config.frames)
+        with contextlib.closing(_episodes(config, game)) as episodes:
+            for played in episodes:
+                room = config.frames - writer.num_frames
+                writer.add(played.frames[:room], played.keys[:room], level=played.level, policy=played.policy,
+                           seed=played.seed)  # fmt: skip
+                bar.update(task, completed=writer.num_frames)
+                if writer.num_frames >= config.frames:
+                    break
+    game.close()
+    return config.out
+
+
+def _episodes(config: RecordConfig, game: envs.Game) -> Iterator[Played]:
+    """Episodes 0, 1, 2, ... in order, played here or by the workers."""
+    if config.workers == 0:
+        for number in itertools.count():
+            yield play(game, config.seed, number, config.max_length)
+    # A spawned process starts clean: the games' libraries do not survive a fork.
+    with concurrent.futures.ProcessPoolExecutor(
+        config.workers, multiprocessing.get_context("spawn"), _start_worker, (config,)
+    ) as pool:
+        numbers = itertools.count()
+        waiting = collections.deque(pool.submit(_play_in_worker, next(numbers)) for _ in range(2 * config.workers))
+        try:
+            while True:
+                yield waiting.popleft().result()
+                waiting.append(pool.submit(_play_in_worker, next(numbers)))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(config: RecordConfig) -> None:
+    _worker.update(config=config, game=envs.make(config.env, split=config.split))
+
+
+def _play_in_worker(number: int) -> Played:
+    config: RecordConfig = _worker["config"]
+    return play(_worker["game"], config.seed, number, config.max_length)
+
+
+def _progress(quiet: bool) -> rich.progress.Progress:
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("frames"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    return rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), disable=quiet)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("wm_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unpackaged"
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    config = tyro.cli(RecordConfig, prog="python -m wm_jax.data.record")
+    try:
+        record(config)
+    except (EpisodeError, envs.MissingGameError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: the unfinished recording of {config.out} was removed", file=sys.stderr)
+        return 130
+    print(f"{config.out}: {config.frames} frames. Look at them: python -m wm_jax.data.inspect {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
