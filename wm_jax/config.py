@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 ConfigT = TypeVar("ConfigT")
 
@@ -116,20 +116,20 @@ def parse(config: Any, argv: Sequence[str], program: str = "train.py", descripti
 
     if isinstance(config, str | Path):
         config = load(config)
-    known = list(_option_names(config))
+    known, kind = list(_option_names(config)), _class_of(config)
     for argument in argv:
         name = argument.split("=", 1)[0].replace("_", "-")
         if name.startswith("--") and name not in ("--help", *known):
-            raise ConfigError(f"{argument}: is no option of {type(config).__name__}{_suggest(name, known)}")
+            raise ConfigError(f"{argument}: is no option of {kind.__name__}{_suggest(name, known)}")
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(config), default=config, args=list(argv), prog=program, description=description, config=plain)
+    return tyro.cli(kind, default=config, args=list(argv), prog=program, description=description, config=plain)
 
 
 def changed_fields(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Every leaf in which two JSON values differ: dotted path -> (old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    if _is_dict(old) and _is_dict(new):
         names = [*old, *(name for name in new if name not in old)]
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for name in names:
             found |= changed_fields(old.get(name), new.get(name), _join(path, name))
         return found
@@ -140,11 +140,23 @@ def _option_names(value: Any, path: str = "") -> Iterable[str]:
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _option_names(getattr(value, field.name), _join(path, field.name))
-    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+    elif _is_list(value) and any(dataclasses.is_dataclass(item) for item in value):
         for index, item in enumerate(value):
             yield from _option_names(item, _join(path, str(index)))
     else:
         yield "--" + path.replace("_", "-")
+
+
+def _class_of(value: Any) -> type[Any]:
+    return type(value)
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
 
 
 def _join(path: str, name: str) -> str:
@@ -187,10 +199,10 @@ def _encode(hint: Any, value: Any, path: str, root: bool = False) -> Any:
         }
         is_choice = not root and len(_dataclasses_in(hint)) > 1
         return ({"kind": _kind_of(type(value))} if is_choice else {}) | fields
-    if isinstance(value, tuple | list):
+    if _is_list(value):
         item_hints = _item_hints(hint, len(value))
         return [_encode(item_hints[i], item, _join(path, str(i))) for i, item in enumerate(value)]
-    if isinstance(value, dict):
+    if _is_dict(value):
         of = (typing.get_args(hint) or (str, Any))[1]
         return {str(name): _encode(of, item, _join(path, str(name))) for name, item in value.items()}
     if isinstance(value, Path):
@@ -215,7 +227,7 @@ def _decode(hint: Any, value: Any, path: str, source: str) -> Any:
     if value is None and type(None) in members:
         return None
     choices = _dataclasses_in(hint)
-    if choices and isinstance(value, dict):
+    if choices and _is_dict(value):
         return _decode_dataclass(_choose(choices, value, path, source), value, path, source, len(choices) > 1)
     for member in members:
         is_found, found = _decode_plain(member, value, path, source)
@@ -259,14 +271,15 @@ def _decode_plain(hint: Any, value: Any, path: str, source: str) -> tuple[bool, 
     if origin is typing.Literal:
         is_one = any(value == option and type(value) is type(option) for option in typing.get_args(hint))
         return is_one, value
-    if origin in (tuple, list) and isinstance(value, list):
+    if origin in (tuple, list) and _is_list(value):
         arguments = typing.get_args(hint)
         is_fixed = origin is tuple and arguments[-1:] != (Ellipsis,)
         if is_fixed and len(arguments) != len(value):
             return False, None
         hints = _item_hints(hint, len(value))
-        return True, origin(_decode(hints[i], item, _join(path, str(i)), source) for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
+        items = [_decode(hints[i], item, _join(path, str(i)), source) for i, item in enumerate(value)]
+        return True, tuple(items) if origin is tuple else items
+    if origin is dict and _is_dict(value):
         of = typing.get_args(hint)[1]
         return True, {name: _decode(of, item, _join(path, name), source) for name, item in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -19,8 +19,6 @@ def flatten_tree(tree: Any) -> dict[str, Any]:
     flat = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path]
-        if any("/" in part or part in ("", ".", "..") for part in parts):
-            raise CheckpointError(f"{parts} cannot name a leaf: parts are joined by '/' and may not be '.' or '..'")
         flat["/".join(parts)] = leaf
     return flat
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from wm_jax import config as config_lib
@@ -34,7 +35,7 @@ def save_world(
     Args:
       folder: Where to; its parent is made.
       config: A config dataclass, or its JSON.
-      params: Nested dicts of arrays.
+      params: Nested dicts of arrays, none empty.
       prompts: Arrays by name, kept in `prompts.npz`.
       card: The text of `README.md`.
       max_shard_mb: No file of weights is larger than this, unless one array is.
@@ -44,9 +45,11 @@ def save_world(
     """
     from safetensors.numpy import save_file
 
-    folder = Path(folder)
+    folder, flat = Path(folder), flatten_tree(params)
+    if jax.tree.structure(nest_tree(flat)) != jax.tree.structure(params):
+        raise CheckpointError(f"{folder}: params must be nested dicts of arrays, none empty, no '/' in a name")
     with replacing(folder, "world") as made:
-        shards = list(_shards({name: np.asarray(leaf) for name, leaf in flatten_tree(params).items()}, max_shard_mb))
+        shards = list(_shards({name: np.asarray(leaf) for name, leaf in flat.items()}, max_shard_mb))
         for index, shard in enumerate(shards):
             count = f"-{index + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
             save_file(shard, made / f"weights{count}.safetensors")
