@@ -1,12 +1,13 @@
 """What every test runs under: the CPU, strict dtypes and ranks, one compile cache; warnings are errors by pyproject.toml."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("autoencoder", "conditioning", "dynamics", "nn", "pallas_kernels", "samplers", "world")
+CORE = ("autoencoder", "checkpoint", "conditioning", "dynamics", "nn", "pallas_kernels", "samplers", "world")
 CORE_FILES = ("test_checkpoint.py", "test_config.py", "test_sharding.py")
 
 # In the environment and not only in jax.config, so that the processes which tests start compile into the same cache.
@@ -15,10 +16,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "jax_cac
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import jax  # noqa: E402  (reads the environment above)
+import jax  # after the environment above, which it reads
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Strict dtype promotion around each test and its fixtures; not in training, where optax itself promotes int32."""
+    in_training = "training" in item.path.relative_to(ROOT / "tests").parts
+    with jax.numpy_dtype_promotion("standard" if in_training else "strict"):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
