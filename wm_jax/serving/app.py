@@ -1,0 +1,357 @@
+"""The web server: routes, health and the life of the process; the only file that knows FastAPI and uvicorn."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import math
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from wm_jax import envs
+from wm_jax.serving import models
+from wm_jax.serving.batcher import Batcher, Delivery
+from wm_jax.serving.config import ServeConfig, compile_cache_dir
+from wm_jax.serving.engine import Engine, Scenes, use_compile_cache
+from wm_jax.serving.limits import Guard, is_allowed_origin
+from wm_jax.serving.lobby import Lobby, Place
+from wm_jax.serving.protocol import (
+    AUTH_PREFIX,
+    SUBPROTOCOL,
+    CloseCode,
+    CreateSession,
+    Error,
+    ErrorCode,
+    ModelInfo,
+    ModelList,
+    Readiness,
+    Refusal,
+    SessionCreated,
+    SessionState,
+    SessionTicket,
+    Source,
+    dump,
+)
+from wm_jax.serving.real import Arcade
+from wm_jax.serving.websocket import Connection, error_message
+from wm_jax.types import Params, Prompt
+from wm_jax.world import World
+
+log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).parent / "page"
+
+Bearer = Annotated[str | None, Header(alias="Authorization")]
+
+HTTP_STATUS = {
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.FORBIDDEN_ORIGIN: 403,
+    ErrorCode.UNKNOWN_SESSION: 404,
+    ErrorCode.UNKNOWN_MODEL: 404,
+    ErrorCode.FULL: 503,
+    ErrorCode.DRAINING: 503,
+    ErrorCode.ENGINE_FAILED: 503,
+}
+CLOSE_CODES = {
+    ErrorCode.UNAUTHORIZED: CloseCode.UNAUTHORIZED,
+    ErrorCode.FORBIDDEN_ORIGIN: CloseCode.FORBIDDEN_ORIGIN,
+    ErrorCode.UNKNOWN_SESSION: CloseCode.UNKNOWN_SESSION,
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+class Service:
+    """One world being served: engine, device loop and lobby, joined.
+
+    Attributes:
+      sources: "dream", and "real" where the game is installed.
+    """
+
+    def __init__(self, config: ServeConfig, world: World, params: Params, prompts: Prompt) -> None:
+        self.config = config
+        self.world = world.config
+        self.scenes = Scenes(prompts)
+        has_game = envs.is_installed(self.world.env)
+        self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        engine = Engine(world, params, self.scenes, config.slots)
+        arcade = Arcade(self.world.env if has_game else None, self._deliver)
+        self.batcher = Batcher(engine, arcade, self.world.fps, self._deliver)
+        self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Compiles and plays in the background while the server is up."""
+        self._loop = asyncio.get_running_loop()
+        self.batcher.begin()
+        sweeper = asyncio.create_task(self.lobby.sweep_forever())
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            await self.lobby.drain()
+            await asyncio.to_thread(self.batcher.stop)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if delivery and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_show_all, delivery)
+
+    def create(self, body: CreateSession) -> Place:
+        """Seats a new session, or refuses to."""
+        if self.batcher.stage.failure is not None:
+            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
+        opening = models.check_request(body, self.world, self.sources, self.scenes.count)
+        return self.lobby.create(body, opening)
+
+    def info(self) -> ModelInfo:
+        """The world, as the model list shows it."""
+        free = self.batcher.free_slots
+        return models.model_info(self.world, self.config, self.sources, self.scenes.count, free)
+
+    def created(self, place: Place) -> SessionCreated:
+        """The first message of a connection."""
+        return SessionCreated(
+            session=models.session_info(self.world, place.session, self.lobby.status(place)),
+            capabilities=models.capabilities(self.config, self.sources, self.scenes.count),
+            resume_token=place.resume_token,
+        )
+
+    def check_bearer(self, authorization: str | None, place: Place | None = None) -> None:
+        """Lets the server's secret, or the session's own token, pass; everyone where no secret is set."""
+        if self.config.auth is None:
+            return
+        token = (authorization or "").removeprefix("Bearer ").encode()
+        allowed = [self.config.auth] if place is None else [self.config.auth, place.token, place.resume_token]
+        if not any(hmac.compare_digest(token, known.encode()) for known in allowed):
+            raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
+
+
+def _show_all(delivery: Delivery) -> None:
+    for session, frame in delivery:
+        session.show(frame)
+
+
+def make_app(config: ServeConfig, world: World, params: Params, prompts: Prompt) -> FastAPI:
+    """The whole server as an ASGI application; it compiles once it runs."""
+    service = Service(config, world, params, prompts)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_middleware(Guard, config=config)
+    app.add_exception_handler(Refusal, _answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    _add_health(app, service)
+    _add_sessions(app, service)
+    _add_socket(app, service)
+    _add_page(app)
+    return app
+
+
+async def _answer_refusal(_: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    headers: dict[str, str] = {}
+    if refusal.retry_after_ms is not None:
+        headers["Retry-After"] = str(math.ceil(refusal.retry_after_ms / 1000))
+    body = error_message(refusal, fatal=True).model_dump(mode="json", exclude_none=True)
+    return JSONResponse(body, HTTP_STATUS.get(refusal.code, 422), headers)
+
+
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    body = Error(code=ErrorCode.BAD_MESSAGE, message=f"{where or 'body'}: {first['msg']}", param=where or None)
+    return JSONResponse(body.model_dump(mode="json", exclude_none=True), 422)
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """The process is alive; with what its device loop measures."""
+        pulse = service.batcher.pulse
+        return {
+            "status": "ok",
+            "frames": pulse.frames,
+            "missed_ticks": pulse.missed_ticks,
+            "step_ms": round(1e3 * pulse.step_s, 3),
+            "launch_ms": round(1e3 * pulse.launch_s, 3),
+            "encode_ms": round(1e3 * pulse.encode_s, 3),
+            "host_us": round(1e6 * pulse.host_s, 1),
+        }
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> Readiness:  # pyright: ignore[reportUnusedFunction]
+        """200 once everything is compiled and nobody asked the server to stop."""
+        stage = service.batcher.stage
+        is_ready = stage.is_ready and not service.lobby.is_draining
+        status = "ready" if is_ready else "draining" if service.lobby.is_draining else "starting"
+        if stage.failure is not None:
+            status = "failed"
+        response.status_code = 200 if is_ready else 503
+        return Readiness(ready=is_ready, status=status, stage=stage.name, progress=stage.progress)
+
+    @app.get("/v1/models")
+    async def list_models() -> ModelList:  # pyright: ignore[reportUnusedFunction]
+        """Every world served here: one."""
+        return ModelList(models=[service.info()])
+
+    @app.get("/v1/models/{model_id}")
+    async def show_model(model_id: str) -> ModelInfo:  # pyright: ignore[reportUnusedFunction]
+        """One world."""
+        if model_id != service.world.name:
+            text = f"model {model_id!r} is not served here, {service.world.name!r} is"
+            raise Refusal(ErrorCode.UNKNOWN_MODEL, text)
+        return service.info()
+
+
+def _add_sessions(app: FastAPI, service: Service) -> None:
+    def place_of(session_id: str, authorization: Bearer = None) -> Place:
+        place = service.lobby.find(session_id)
+        service.check_bearer(authorization, place)
+        return place
+
+    @app.post("/v1/sessions", status_code=201)
+    async def create(  # pyright: ignore[reportUnusedFunction]
+        request: Request, body: CreateSession | None = None, authorization: Bearer = None
+    ) -> SessionTicket:
+        """A seat, and where to connect."""
+        service.check_bearer(authorization)
+        place = service.create(body or CreateSession())
+        path = f"/v1/sessions/{place.session.id}/ws"
+        scheme = "wss" if request.url.scheme == "https" else "ws"
+        return SessionTicket(
+            session_id=place.session.id,
+            status=service.lobby.status(place),
+            ws_url=f"{scheme}://{request.url.netloc}{path}",
+            token=place.token,
+            expires_at=place.expires_at,
+        )
+
+    @app.get("/v1/sessions/{session_id}")
+    async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
+        """How a session stands."""
+        return service.lobby.state(place)
+
+    @app.delete("/v1/sessions/{session_id}")
+    async def end(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
+        """Ends a session; its slot is free at once."""
+        service.lobby.end(place, "deleted")
+        return service.lobby.state(place)
+
+
+def _add_socket(app: FastAPI, service: Service) -> None:
+    @app.websocket("/v1/sessions/{session_id}/ws")
+    async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
+        offered: list[str] = websocket.scope.get("subprotocols", [])
+        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        try:
+            place = _admit(service, websocket, session_id, offered)
+        except Refusal as refusal:
+            with contextlib.suppress(RuntimeError):
+                await websocket.send_text(dump(error_message(refusal, fatal=True)))
+                await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+            return
+        await Connection(service.lobby, place, websocket, service.created(place)).run()
+
+
+def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
+    """The session this socket may have, by its origin, its version and its token."""
+    origin, host = websocket.headers.get("origin"), websocket.headers.get("host", "")
+    if not is_allowed_origin(origin, host, service.config):
+        text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
+        raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
+    if SUBPROTOCOL not in offered:
+        spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
+        text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
+        raise Refusal(ErrorCode.WRONG_VERSION, text)
+    token = next((name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)), "")
+    place = service.lobby.find(session_id)
+    service.lobby.check_token(place, token)
+    return place
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:  # pyright: ignore[reportUnusedFunction]
+        return FileResponse(PAGE / "index.html", headers=HEADERS)
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, but told to stop it first lets the players go."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, a second one stops at once."""
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._begin_to_drain, loop)
+
+    def _begin_to_drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._draining is None:
+            self._draining = loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._service.lobby.drain()
+        self.should_exit = True
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """The server's socket, bound; small reads, so that one flood cannot fill a whole turn of the event loop."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        raise OSError(f"cannot listen on {config.host}:{config.port} ({error.strerror}); try another --port") from None
+    return sock
+
+
+def make_server(config: ServeConfig, app: FastAPI) -> DrainingServer:
+    """uvicorn around the app, with the limits of wm.v1."""
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        ws="auto",
+        ws_max_size=config.max_message_bytes,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=math.ceil(config.drain_s) + 2,
+    )
+    return DrainingServer(settings, app.state.service)
+
+
+def serve(config: ServeConfig, world: World, params: Params, prompts: Prompt) -> None:
+    """Serves a world until told to stop."""
+    use_compile_cache(compile_cache_dir(config))
+    with contextlib.closing(listen(config)) as sock:
+        make_server(config, make_app(config, world, params, prompts)).run(sockets=[sock])

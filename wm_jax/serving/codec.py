@@ -1,0 +1,83 @@
+"""Frames to bytes: JPEG, PNG or raw for the wire, H.264 for a file."""
+
+import io
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+from wm_jax.serving.protocol import Codec
+
+CODECS: tuple[Codec, ...] = ("jpeg", "png", "raw")
+MAX_PROMPT_PIXELS = 4096 * 4096
+
+
+def encode(frame: UInt8[Any, "h w 3"], codec: Codec, quality: int) -> bytes:
+    """One frame as bytes; `raw` is RGB, row by row, and like `png` loses nothing."""
+    if codec == "jpeg":
+        subsampling = "444" if frame.shape[0] <= 256 else "420"
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=quality, colorsubsampling=subsampling)
+    if codec == "png":
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "png", compress_level=1)
+        return buffer.getvalue()
+    return frame.tobytes()
+
+
+def decode_image(data: bytes) -> UInt8[Any, "h w 3"]:
+    """The picture in the bytes of a PNG or JPEG.
+
+    Raises:
+      ValueError: no such picture, or one of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PROMPT_PIXELS:
+                raise ValueError(f"the image has {image.width}x{image.height} pixels, {MAX_PROMPT_PIXELS} are allowed")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"these {len(data)} bytes are neither a PNG nor a JPEG image: {error}") from None
+
+
+class Mp4Writer:
+    """An MP4 of frames, each pixel drawn as a square so that small worlds can be seen.
+
+    Attributes:
+      path: The file; it is complete once the writer is closed.
+      scale: Side of one pixel's square.
+    """
+
+    def __init__(self, path: Path, fps: float, image: tuple[int, int], scale: int | None = None) -> None:
+        height, width = image
+        self.path = path
+        self.scale = scale or max(1, 512 // max(height, width))
+        self._container = av.open(str(path), "w", format="mp4")
+        stream = self._container.add_stream("libx264", rate=round(fps), options={"crf": "12", "preset": "veryfast"})
+        self._stream = stream
+        self._stream.width = width * self.scale // 2 * 2
+        self._stream.height = height * self.scale // 2 * 2
+        self._stream.pix_fmt = "yuv420p"
+
+    def write(self, frame: UInt8[Any, "h w 3"]) -> None:
+        large = np.repeat(np.repeat(frame, self.scale, axis=0), self.scale, axis=1)
+        picture = av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(large[: self._stream.height, : self._stream.width]), format="rgb24"
+        )
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

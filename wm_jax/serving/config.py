@@ -1,0 +1,85 @@
+"""How a world is served: address, slots, limits and patience, each with its default."""
+
+import dataclasses
+import ipaddress
+import os
+from pathlib import Path
+
+
+class ServeConfigError(ValueError):
+    """A server that would be unsafe or impossible; the message names the setting and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Everything about a server that is not the world.
+
+    Attributes:
+      host: Address to listen on. Anything but this machine itself needs `auth`.
+      port: TCP port; 0 lets the system choose a free one.
+      slots: Players at once: the rows of the one batched world. Each row costs time in every frame, so a CPU that
+        plays alone is fastest with 1.
+      auth: Secret that a client must show (`Authorization: Bearer ...`) to open a session; None on this machine only.
+      allow_origins: Web pages of other sites that may play, as "https://host[:port]". The served page always may.
+      cache_dir: Where compiled worlds are kept between starts; None: a folder of this user's own.
+      credit_window: Frames that may be on their way to a client that has not acknowledged them.
+      quality: JPEG quality, 1 to 100, where the client does not say.
+      token_s: Seconds in which a new session must be connected.
+      linger_s: Seconds a session outlives its dropped connection, where the client does not say.
+      idle_s: Seconds of silence after which a client is sent away.
+      drain_s: Seconds players get to leave when the server is told to stop.
+      max_message_bytes: The longest message a client may send over the WebSocket.
+      max_body_bytes: The longest body of an HTTP request.
+      messages_per_s: Messages a client may send, on average.
+      burst: Messages a client may send at once.
+      max_step_frames: Frames one `step` may ask for.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    slots: int = 1
+    auth: str | None = None
+    allow_origins: tuple[str, ...] = ()
+    cache_dir: str | None = None
+    credit_window: int = 2
+    quality: int = 90
+    token_s: float = 60.0
+    linger_s: float = 60.0
+    idle_s: float = 300.0
+    drain_s: float = 3.0
+    max_message_bytes: int = 65_536
+    max_body_bytes: int = 1_048_576
+    messages_per_s: float = 240.0
+    burst: int = 240
+    max_step_frames: int = 256
+
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ServeConfigError(f"slots is {self.slots}; a server needs at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ServeConfigError(f"quality is {self.quality}; JPEG knows 1 to 100")
+        if self.credit_window < 1:
+            raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
+        if not is_loopback(self.host) and not self.auth:
+            raise ServeConfigError(
+                f"host {self.host} can be reached from other machines and auth is not set: pass --auth SECRET, "
+                "or listen on 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def compile_cache_dir(config: ServeConfig) -> Path:
+    """The folder of compiled worlds: the one asked for, or this user's own cache."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "wm_jax" / "compiled"

@@ -1,0 +1,108 @@
+"""The batched world: a fixed number of slots, compiled before the first player comes, stepped all at once."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, UInt8
+
+from wm_jax.serving.session import Opening
+from wm_jax.types import Controls, Params, Prompt
+from wm_jax.world.state import WorldState, empty, put
+from wm_jax.world.step import start, step
+from wm_jax.world.world import World
+
+Report = Callable[[str, float], None]
+"""Told the stage and the share of the work that is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """The first frames that ship with a world, on the host; none: it dreams its first frame from noise."""
+
+    prompts: Prompt
+
+    @property
+    def count(self) -> int:
+        return 0 if self.prompts.frames is None else int(self.prompts.frames.shape[0])
+
+    def pick(self, opening: Opening) -> Prompt:
+        """The prompt of one session, batch 1: its own image held still, the scene it names, or the seed's."""
+        if self.prompts.frames is None:
+            return Prompt()
+        row = (opening.seed if opening.prompt is None else opening.prompt) % self.count
+        frames = np.asarray(self.prompts.frames[row : row + 1])
+        keys = None if self.prompts.controls is None else np.asarray(self.prompts.controls.keys[row : row + 1])
+        if opening.image is not None:
+            frames = np.broadcast_to(opening.image, frames.shape)
+            keys = None if keys is None else np.zeros_like(keys)
+        return Prompt(frames, None if keys is None else Controls(keys))
+
+
+class Engine:
+    """One world, its weights and the state of all its slots. Lives on the device thread.
+
+    Attributes:
+      slots: Rows of the batch.
+    """
+
+    def __init__(self, world: World, params: Params, scenes: Scenes, slots: int) -> None:
+        self.world = world
+        self.scenes = scenes
+        self.slots = slots
+        self._params = params
+        self._state: WorldState | None = None
+        self._start: Callable[..., WorldState] | None = None
+        self._put: Callable[..., WorldState] | None = None
+        self._step: Callable[..., tuple[WorldState, Array]] | None = None
+
+    def compile(self, report: Report) -> None:
+        """Compiles all that playing needs, ahead of time; afterwards nothing compiles any more."""
+        report("placing weights", 0.0)
+        self._params = jax.device_put(self._params)
+        prompt = self.scenes.pick(Opening(0))
+        report("compiling start", 0.1)
+        self._start = jax.jit(self._start_one).lower(self._params, prompt, np.uint32(0)).compile()
+        report("compiling seats", 0.4)
+        one = self._start(self._params, prompt, np.uint32(0))
+        state = empty(self.world, self.slots)
+        self._put = jax.jit(put, donate_argnums=0).lower(state, np.int32(0), one).compile()
+        report("compiling step", 0.5)
+        keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
+        active = np.zeros(self.slots, bool)
+        self._step = jax.jit(self._step_all, donate_argnums=1).lower(self._params, state, keys, active).compile()
+        report("warming up", 0.9)
+        self._state = self._put(state, np.int32(0), one)
+        for _ in range(2):
+            self.step(keys, active).block_until_ready()
+        report("ready", 1.0)
+
+    def seat(self, slot: int, opening: Opening) -> None:
+        """Starts a session in a slot; whatever was there is gone."""
+        assert self._start is not None and self._put is not None and self._state is not None, "compile first"
+        one = self._start(self._params, self.scenes.pick(opening), np.uint32(opening.seed))
+        self._state = self._put(self._state, np.int32(slot), one)
+
+    def step(self, keys: Bool[np.ndarray, "b keys"], active: Bool[np.ndarray, " b"]) -> UInt8[Array, "b h w 3"]:
+        """One frame of every active slot. Returns at once; the frames are still being made."""
+        assert self._step is not None and self._state is not None, "compile first"
+        self._state, frames = self._step(self._params, self._state, keys, active)
+        return frames
+
+    def _start_one(self, params: Params, prompt: Prompt, seed: Array) -> WorldState:
+        return start(self.world, params, prompt, jax.random.key(seed))
+
+    def _step_all(
+        self, params: Params, state: WorldState, keys: Array, active: Array
+    ) -> tuple[WorldState, UInt8[Array, "b h w 3"]]:
+        return step(self.world, params, state, Controls(keys), active=active)
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Keeps compiled worlds in a folder of this user's own, so that the next start is quick."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,220 @@
+"""Who may come in: sessions, their tokens and deadlines, and the end of each."""
+
+import asyncio
+import dataclasses
+import hmac
+import logging
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from wm_jax.serving.batcher import Batcher
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.outbox import Outbox
+from wm_jax.serving.protocol import (
+    CloseCode,
+    CreateSession,
+    Error,
+    ErrorCode,
+    GoAway,
+    Refusal,
+    SessionEnded,
+    SessionState,
+)
+from wm_jax.serving.session import Opening, Session
+from wm_jax.types import ControlSpace
+
+if TYPE_CHECKING:
+    from wm_jax.serving.websocket import Connection
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.5
+
+FAILURES = {
+    ErrorCode.GAME_FAILED: "the real game of this session failed; the server's log says why",
+    ErrorCode.ENGINE_FAILED: "the world of this server failed; the server's log says why",
+}
+
+
+@dataclasses.dataclass
+class Place:
+    """A session with all that decides how long it may stay.
+
+    Attributes:
+      token: For the first connection; good until `expires_at` (seconds since the epoch).
+      resume_token: For later ones; good as long as the session.
+      left_at: Monotonic time at which its connection dropped, or at which it was created.
+      heard_at: Monotonic time of the client's last message.
+    """
+
+    session: Session
+    token: str
+    expires_at: float
+    resume_token: str
+    linger_s: float
+    left_at: float
+    heard_at: float
+    connection: "Connection | None" = None
+    was_connected: bool = False
+    ended: str | None = None
+
+
+class Lobby:
+    """All sessions of one server. Used by the event loop alone."""
+
+    def __init__(self, config: ServeConfig, controls: ControlSpace, fps: float, batcher: Batcher) -> None:
+        self.config = config
+        self.batcher = batcher
+        self.is_draining = False
+        self._controls = controls
+        self._fps = fps
+        self._places: dict[str, Place] = {}
+
+    def create(self, body: CreateSession, opening: Opening) -> Place:
+        """Seats a new session.
+
+        Raises:
+          Refusal: every slot is taken, or the server is about to stop.
+        """
+        if self.is_draining:
+            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
+        session = Session(
+            self._controls,
+            self._fps,
+            Outbox(None if body.mode == "stepped" else self.config.credit_window),
+            opening,
+            mode=body.mode,
+            source=body.source,
+            codec=body.media.codec,
+            quality=body.media.quality or self.config.quality,
+            max_fps=body.media.max_fps,
+            max_step_frames=self.config.max_step_frames,
+        )
+        if not self.batcher.seat(session):
+            raise Refusal(
+                ErrorCode.FULL,
+                f"all {self.config.slots} slots are taken; try again later, or start the server with more --slots",
+                retry_after_ms=5_000,
+            )
+        now = time.monotonic()
+        place = Place(
+            session=session,
+            token=secrets.token_urlsafe(24),
+            expires_at=time.time() + self.config.token_s,
+            resume_token=secrets.token_urlsafe(24),
+            linger_s=self.config.linger_s if body.linger_s is None else body.linger_s,
+            left_at=now,
+            heard_at=now,
+        )
+        self._places[session.id] = place
+        return place
+
+    def find(self, session_id: str) -> Place:
+        """The session of that name.
+
+        Raises:
+          Refusal: there is none, or no more.
+        """
+        place = self._places.get(session_id)
+        if place is None:
+            raise Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended", param="session_id")
+        return place
+
+    def check_token(self, place: Place, token: str) -> None:
+        """Lets the bearer of this session's token pass.
+
+        Raises:
+          Refusal: another session's token, no token, or one that has expired.
+        """
+        if hmac.compare_digest(token.encode(), place.resume_token.encode()):
+            return
+        if not hmac.compare_digest(token.encode(), place.token.encode()):
+            raise Refusal(ErrorCode.UNAUTHORIZED, f"the token in wm.auth.<token> is not session {place.session.id}'s")
+        if time.time() > place.expires_at:
+            raise Refusal(
+                ErrorCode.UNAUTHORIZED,
+                f"the token expired after {self.config.token_s:g} s; resume with the resume_token of session.created",
+            )
+
+    def status(self, place: Place) -> str:
+        """The session's state in one word of the protocol."""
+        session = place.session
+        if place.ended is not None:
+            return "ended"
+        if session.failure is not None or self.batcher.stage.failure is not None:
+            return "failed"
+        if self.is_draining:
+            return "draining"
+        if not self.batcher.stage.is_ready:
+            return "starting"
+        if session.is_paused:
+            return "paused"
+        return "running" if session.is_connected else "ready"
+
+    def state(self, place: Place) -> SessionState:
+        """What `GET /v1/sessions/{id}` tells."""
+        session = place.session
+        return SessionState(
+            session_id=session.id,
+            status=self.status(place),
+            code=session.failure,
+            mode=session.mode,
+            source=session.source,
+            frames=session.next_frame,
+            dropped=session.outbox.dropped,
+            seconds=round(time.monotonic() - session.started_at, 3),
+        )
+
+    def end(self, place: Place, reason: str, code: CloseCode = CloseCode.NORMAL) -> None:
+        """Ends a session: its slot is free at once, its client is told."""
+        if place.ended is not None:
+            return
+        place.ended = reason
+        session = place.session
+        self._places.pop(session.id, None)
+        session.is_connected = False
+        self.batcher.evict(session)
+        if place.connection is not None:
+            seconds = round(time.monotonic() - session.started_at, 3)
+            place.connection.finish(SessionEnded(reason=reason, frames=session.next_frame, seconds=seconds), code)
+
+    async def sweep_forever(self) -> None:
+        """Ends what nobody came for, nobody came back to, or nobody speaks to."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            for place in list(self._places.values()):
+                self._sweep(place, now)
+
+    async def drain(self) -> None:
+        """Tells every player, waits a little, ends every session."""
+        self.is_draining = True
+        deadline = time.monotonic() + self.config.drain_s
+        for place in self._connected():
+            message = GoAway(deadline_ms=round(1e3 * self.config.drain_s), reason="the server is about to stop")
+            place.session.outbox.put(message)
+        while self._connected() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        finishing = [place.connection for place in self._connected()]
+        for place in list(self._places.values()):
+            self.end(place, "draining", CloseCode.GO_AWAY)
+        await asyncio.gather(*(connection.closed.wait() for connection in finishing if connection is not None))
+
+    def _connected(self) -> list[Place]:
+        return [place for place in self._places.values() if place.connection is not None]
+
+    def _sweep(self, place: Place, now: float) -> None:
+        session = place.session
+        if session.failure is not None:
+            code, message = session.failure, FAILURES[session.failure]
+            session.outbox.put(Error(code=code, message=message, fatal=True))
+            self.end(place, code, CloseCode.GO_AWAY)
+        elif place.connection is not None:
+            if now - place.heard_at > self.config.idle_s:
+                self.end(place, ErrorCode.IDLE, CloseCode.IDLE)
+        elif not place.was_connected:
+            if time.time() > place.expires_at:
+                self.end(place, "never connected")
+        elif now - place.left_at > place.linger_s:
+            self.end(place, "connection lost")

@@ -1,0 +1,134 @@
+"""What a world tells about itself: the model list, a session's capabilities, the schema of its keys."""
+
+import base64
+import binascii
+from typing import Any
+
+from jaxtyping import UInt8
+
+from wm_jax.serving.codec import CODECS, decode_image
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.protocol import (
+    Capabilities,
+    CreateSession,
+    ErrorCode,
+    KeyInfo,
+    Limits,
+    ModelInfo,
+    Refusal,
+    SessionInfo,
+    Source,
+)
+from wm_jax.serving.session import Opening, Session
+from wm_jax.world import WorldConfig
+
+
+def keymap(world: WorldConfig) -> list[KeyInfo]:
+    """The world's keys, in the order of `raw`."""
+    return [KeyInfo(code=key.code, label=key.label) for key in world.controls.keys]
+
+
+def action_schema(world: WorldConfig) -> dict[str, Any]:
+    """JSON Schema of what an `action` may hold in this world."""
+    codes = list(world.controls.codes)
+    held = {"type": "array", "items": {"enum": codes}, "uniqueItems": True}
+    raw = {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}}
+    return {
+        "type": "object",
+        "properties": {"held": held, "raw": {**raw, "minItems": len(codes), "maxItems": len(codes)}},
+        "oneOf": [{"required": ["held"]}, {"required": ["raw"]}],
+    }
+
+
+def model_info(
+    world: WorldConfig, config: ServeConfig, sources: list[Source], scenes: int, free_slots: int
+) -> ModelInfo:
+    """The world as `GET /v1/models/{id}` shows it."""
+    height, width = world.image
+    return ModelInfo(
+        id=world.name,
+        fps=world.fps,
+        width=width,
+        height=height,
+        action_space=action_schema(world),
+        keymap=keymap(world),
+        prompts=scenes,
+        image=scenes > 0,
+        sources=sources,
+        codecs=list(CODECS),
+        limits=Limits(
+            slots=config.slots,
+            slots_free=free_slots,
+            credit_window=config.credit_window,
+            max_step_frames=config.max_step_frames,
+            messages_per_s=config.messages_per_s,
+            max_message_bytes=config.max_message_bytes,
+        ),
+    )
+
+
+def capabilities(config: ServeConfig, sources: list[Source], scenes: int) -> Capabilities:
+    """What a session may ask for."""
+    return Capabilities(
+        image=scenes > 0,
+        sources=sources,
+        codecs=list(CODECS),
+        credit_window=config.credit_window,
+        max_step_frames=config.max_step_frames,
+        messages_per_s=config.messages_per_s,
+        max_message_bytes=config.max_message_bytes,
+    )
+
+
+def session_info(world: WorldConfig, session: Session, status: str) -> SessionInfo:
+    """The session as its own client sees it."""
+    height, width = world.image
+    return SessionInfo(
+        id=session.id,
+        model=world.name,
+        mode=session.mode,
+        source=session.source,
+        status=status,
+        fps=world.fps,
+        width=width,
+        height=height,
+        seed=session.opening.seed,
+        codec=session.codec,
+        keys=keymap(world),
+    )
+
+
+def check_request(body: CreateSession, world: WorldConfig, sources: list[Source], scenes: int) -> Opening:
+    """What the new session starts from.
+
+    Raises:
+      Refusal: another model, a source or a prompt that is not there, or an image of another size.
+    """
+    if body.model not in (None, world.name):
+        text = f"model {body.model!r} is not served here, {world.name!r} is"
+        raise Refusal(ErrorCode.UNKNOWN_MODEL, text, param="model")
+    if body.source not in sources:
+        text = f"the real game {world.env!r} is not installed where this server runs: pip install -e '.[games]'"
+        raise Refusal(ErrorCode.UNSUPPORTED, text, param="source")
+    if body.init.snapshot is not None:
+        raise Refusal(ErrorCode.UNSUPPORTED, "this server keeps no snapshots", param="init.snapshot")
+    if body.init.prompt is not None and body.init.prompt >= scenes:
+        text = f"prompt {body.init.prompt} does not exist, this world ships {scenes} (from 0)"
+        raise Refusal(ErrorCode.UNSUPPORTED, text, param="init.prompt")
+    image = None if body.init.image is None else _first_image(body.init.image, world, scenes)
+    return Opening(seed=body.init.seed, prompt=body.init.prompt, image=image)
+
+
+def _first_image(text: str, world: WorldConfig, scenes: int) -> UInt8[Any, "h w 3"]:
+    if scenes == 0:
+        raise Refusal(ErrorCode.UNSUPPORTED, "this world starts from noise and takes no image", param="init.image")
+    try:
+        pixels = decode_image(base64.b64decode(text.rpartition(",")[2], validate=True))
+    except (ValueError, binascii.Error) as error:
+        raise Refusal(ErrorCode.WRONG_IMAGE, str(error), param="init.image") from None
+    height, width = world.image
+    if pixels.shape[:2] != (height, width):
+        got = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        message = f"the image is {got} pixels, this world dreams {width}x{height}: scale it first"
+        raise Refusal(ErrorCode.WRONG_IMAGE, message, param="init.image")
+    return pixels

@@ -1,0 +1,138 @@
+"""What waits to be sent to one client: messages in order, frames by credit, and never more than a bounded few."""
+
+import asyncio
+import dataclasses
+from collections import deque
+
+from wm_jax.serving.protocol import (
+    Codec,
+    EventId,
+    FramesHeader,
+    FrameTimes,
+    Message,
+    dump,
+    pack_frames,
+)
+
+MAX_MESSAGES = 512
+"""A client that reads nothing while it asks for this many answers is cut off."""
+
+MAX_STEPPED_FRAMES = 64
+"""Stepped frames made ahead of a client that reads slowly; beyond this its session waits."""
+
+
+class ClientStalled(Exception):
+    """The client does not read its answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedFrame:
+    """One frame, ready for the wire."""
+
+    payload: bytes
+    codec: Codec
+    width: int
+    height: int
+    frame_id: int
+    pts_ms: float
+    event_id: EventId | None
+    client_ts: float | None
+    step_id: EventId | None
+    times: FrameTimes
+
+
+class Outbox:
+    """Used by the event loop alone.
+
+    With a credit window, at most that many frames are on their way and at most one waits: a newer frame replaces the
+    waiting one, which counts as dropped. Without a window (stepped mode) every frame waits its turn.
+    """
+
+    def __init__(self, credit_window: int | None) -> None:
+        self.credit_window = credit_window
+        self.dropped = 0
+        self._messages: deque[str] = deque()
+        self._frames: deque[EncodedFrame] = deque()
+        self._sent = -1
+        self._acked = -1
+        self._wake = asyncio.Event()
+        self._is_stalled = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether stepped frames should not be made yet. Read from the device thread too."""
+        return len(self._frames) >= MAX_STEPPED_FRAMES
+
+    def clear(self) -> None:
+        """Forget what waits and what is owed: a new connection begins."""
+        self._messages.clear()
+        self._frames.clear()
+        self._acked = self._sent
+        self._is_stalled = False
+        self._wake.set()
+
+    def put(self, message: Message) -> None:
+        if len(self._messages) >= MAX_MESSAGES:
+            self._is_stalled = True
+        else:
+            self._messages.append(dump(message))
+        self._wake.set()
+
+    def put_frame(self, frame: EncodedFrame) -> None:
+        if self.credit_window is not None and self._frames:
+            self.dropped += len(self._frames)
+            self._frames.clear()
+        self._frames.append(frame)
+        self._wake.set()
+
+    def acknowledge(self, seq: int) -> bool:
+        """Takes back the credit of every frame message up to `seq`; False if that one was never sent."""
+        if seq > self._sent:
+            return False
+        self._acked = max(self._acked, seq)
+        self._wake.set()
+        return True
+
+    async def next(self) -> str | bytes:
+        """The next thing to send.
+
+        Raises:
+          ClientStalled: too many answers wait.
+        """
+        while True:
+            if self._is_stalled:
+                raise ClientStalled
+            if self._messages:
+                return self._messages.popleft()
+            if self._frames and self._has_credit():
+                return self._pack(self._frames.popleft())
+            self._wake.clear()
+            await self._wake.wait()
+
+    def last_words(self) -> list[str]:
+        """The messages that still wait, taken out."""
+        words = list(self._messages)
+        self._messages.clear()
+        return words
+
+    def _has_credit(self) -> bool:
+        return self.credit_window is None or self._sent - self._acked < self.credit_window
+
+    def _pack(self, frame: EncodedFrame) -> bytes:
+        self._sent += 1
+        header = FramesHeader(
+            seq=self._sent,
+            frame_id=frame.frame_id,
+            n=1,
+            codec=frame.codec,
+            w=frame.width,
+            h=frame.height,
+            lengths=[len(frame.payload)],
+            pts_ms=frame.pts_ms,
+            last_event_id=frame.event_id,
+            last_client_ts=frame.client_ts,
+            dropped=self.dropped,
+            t=frame.times,
+            step_id=frame.step_id,
+        )
+        return pack_frames(header, [frame.payload])

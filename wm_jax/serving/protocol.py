@@ -1,0 +1,524 @@
+"""Every message on the wire, typed: protocol wm.v1, the only file that knows it (the page's half is generated from it).
+
+Text messages are JSON objects with a `type`; binary messages are frames:
+`u32 header length, little-endian | header, JSON in UTF-8 | payloads`.
+"""
+
+import json
+import struct
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+MAJOR = 1
+MINOR = 0
+SUBPROTOCOL = f"wm.v{MAJOR}"
+AUTH_PREFIX = "wm.auth."
+
+Codec = Literal["jpeg", "png", "raw"]
+Mode = Literal["realtime", "stepped"]
+Source = Literal["dream", "real"]
+EventId = Annotated[str, Field(max_length=64)] | int
+
+
+class ErrorCode(StrEnum):
+    """What went wrong, for programs; these words do not change within a major version."""
+
+    BAD_MESSAGE = "bad_message"
+    UNKNOWN_TYPE = "unknown_type"
+    UNKNOWN_KEY = "unknown_key"
+    WRONG_DIMENSION = "wrong_dimension"
+    WRONG_MODE = "wrong_mode"
+    UNSUPPORTED = "unsupported"
+    STEP_TOO_LONG = "step_too_long"
+    STEP_CONFLICT = "step_conflict"
+    BUSY = "busy"
+    RATE_LIMITED = "rate_limited"
+    BAD_ACK = "bad_ack"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN_ORIGIN = "forbidden_origin"
+    UNKNOWN_SESSION = "unknown_session"
+    UNKNOWN_MODEL = "unknown_model"
+    WRONG_VERSION = "wrong_version"
+    WRONG_IMAGE = "wrong_image"
+    FULL = "full"
+    DRAINING = "draining"
+    TAKEN_OVER = "taken_over"
+    IDLE = "idle"
+    CLIENT_STALLED = "client_stalled"
+    TOO_LARGE = "too_large"
+    GAME_FAILED = "game_failed"
+    ENGINE_FAILED = "engine_failed"
+
+
+class CloseCode(IntEnum):
+    """Why a WebSocket ends."""
+
+    NORMAL = 1000
+    POLICY = 1008
+    TOO_BIG = 1009
+    GO_AWAY = 1012
+    BUSY = 1013
+    UNAUTHORIZED = 4401
+    FORBIDDEN_ORIGIN = 4403
+    UNKNOWN_SESSION = 4404
+    IDLE = 4408
+    TAKEN_OVER = 4409
+    RATE_LIMITED = 4429
+
+
+class Refusal(Exception):
+    """A message, or a client, that is turned away; becomes an `error` message.
+
+    Attributes:
+      code: For programs.
+      message: For people; names both sides.
+      param: The field it is about.
+      event_id: The event it is about.
+      retry_after_ms: When trying again may help.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        param: str | None = None,
+        event_id: "EventId | None" = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.event_id = event_id
+        self.retry_after_ms = retry_after_ms
+
+
+class Message(BaseModel):
+    """A message; unknown fields are ignored, so that a newer minor version can talk to an older one."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+
+# ---- client to server
+
+
+class Held(Message):
+    """What is held: keys by name, or one number a key in the world's own order."""
+
+    held: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, max_length=256)
+    raw: list[float] | None = Field(default=None, max_length=1024)
+    mouse: list[float] | None = None
+    axes: list[float] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_list(cls, value: Any) -> Any:
+        """A bare list is taken for `held` (of strings) or `raw` (of numbers)."""
+        if not isinstance(value, list):
+            return value
+        return {"held": value} if all(isinstance(item, str) for item in value) else {"raw": value}
+
+
+class Action(Held):
+    """Keys held from now on; the newest wins."""
+
+    type: Literal["action"]
+    event_id: EventId | None = None
+    seq: int | None = None
+    at: Literal["next"] | Annotated[int, Field(ge=0)] = "next"
+    client_ts: float | None = None
+
+
+class Control(Message):
+    """Pause, resume, reset or seek: `{"op": "reset", "seed": 7}`, or in the short form `{"reset": {"seed": 7}}`."""
+
+    type: Literal["control"]
+    event_id: EventId | None = None
+    op: Literal["pause", "resume", "reset", "seek"] = Field(validation_alias=AliasChoices("op", "action", "command"))
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    frame: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for op in ("pause", "resume", "reset", "seek"):
+            given = value.get(op)
+            if given is None or given is False:
+                continue
+            return {**value, "op": op, **(given if isinstance(given, dict) else {})}
+        return value
+
+
+class Step(Message):
+    """Stepped mode: n frames, under one action each; the last action given holds for the rest."""
+
+    type: Literal["step"]
+    step_id: EventId
+    actions: list[Held] = Field(default_factory=list[Held])
+    n: int | None = Field(default=None, ge=1)
+    event_id: EventId | None = None
+    client_ts: float | None = None
+
+
+class SessionUpdate(Message):
+    """Change a running session: play the dream or the real game."""
+
+    type: Literal["session.update"]
+    event_id: EventId | None = None
+    source: Source | None = None
+
+
+class FrameAck(Message):
+    """The client has shown every frame message up to `seq`: its credit returns."""
+
+    type: Literal["frame.ack"]
+    seq: int = Field(ge=0)
+    render_ts: float | None = None
+
+
+class Ping(Message):
+    """A question for the other clock; answered by `pong` with the same `event_id` and `client_ts`."""
+
+    type: Literal["ping"]
+    event_id: EventId | None = None
+    client_ts: float | None = None
+
+
+class Pong(Message):
+    """The answer to `ping`."""
+
+    type: Literal["pong"]
+    event_id: EventId | None = None
+    client_ts: float | None = None
+    server_ts: float | None = None
+
+
+class NotOffered(Message):
+    """Part of wm.v1 that this server does not offer; see the session's capabilities."""
+
+    type: Literal["prompt.set", "image.set", "session.fork", "session.snapshot"]
+    event_id: EventId | None = None
+
+
+ClientMessage = Annotated[
+    Action | Control | Step | SessionUpdate | FrameAck | Ping | Pong | NotOffered, Field(discriminator="type")
+]
+_CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
+
+# ---- server to client
+
+
+class Protocol(Message):
+    """The version that is spoken."""
+
+    major: int = MAJOR
+    minor: int = MINOR
+
+
+class KeyInfo(Message):
+    """One key of the world: its `KeyboardEvent.code` and what it does."""
+
+    code: str
+    label: str
+
+
+class Capabilities(Message):
+    """What this server can do for a session."""
+
+    stepped: bool = True
+    fork: bool = False
+    snapshot: bool = False
+    prompt: bool = False
+    image: bool = True
+    mouse: bool = False
+    sources: list[Source]
+    codecs: list[Codec]
+    credit_window: int
+    max_step_frames: int
+    messages_per_s: float
+    max_message_bytes: int
+
+
+class SessionInfo(Message):
+    """One player's session."""
+
+    id: str
+    model: str
+    mode: Mode
+    source: Source
+    status: str
+    fps: float
+    width: int
+    height: int
+    seed: int
+    codec: Codec
+    keys: list[KeyInfo]
+
+
+class SessionCreated(Message):
+    """Always the first message: version, session, and what can be asked for."""
+
+    type: Literal["session.created"] = "session.created"
+    protocol: Protocol = Protocol()
+    session: SessionInfo
+    capabilities: Capabilities
+    resume_token: str
+
+
+class Status(Message):
+    """Where the session stands, and while it starts, how far that is."""
+
+    type: Literal["status"] = "status"
+    status: str
+    stage: str
+    progress: float
+    code: ErrorCode | None = None
+
+
+class Ack(Message):
+    """An event has been applied: it first counts in this frame."""
+
+    type: Literal["ack"] = "ack"
+    event_id: EventId
+    applied_at_frame: int
+
+
+class Error(Message):
+    """Something was refused; `fatal` means that the connection ends."""
+
+    type: Literal["error"] = "error"
+    code: ErrorCode
+    message: str
+    event_id: EventId | None = None
+    param: str | None = None
+    fatal: bool = False
+    retry_after_ms: int | None = None
+
+
+class GoAway(Message):
+    """The server stops soon."""
+
+    type: Literal["session.go_away"] = "session.go_away"
+    deadline_ms: int
+    reason: str
+
+
+class SessionEnded(Message):
+    """The last message of a session."""
+
+    type: Literal["session.ended"] = "session.ended"
+    reason: str
+    frames: int
+    seconds: float
+
+
+ServerMessage = SessionCreated | Status | Ack | Error | GoAway | SessionEnded | Ping | Pong
+
+
+class FrameTimes(Message):
+    """Where the time of a frame went, in milliseconds; decode is part of step. `host` is this process' own share."""
+
+    queue: float = 0.0
+    step: float = 0.0
+    decode: float = 0.0
+    encode: float = 0.0
+    host: float = 0.0
+
+
+class FramesHeader(Message):
+    """The header of a binary message: n frames, the first with index `frame_id`.
+
+    Attributes:
+      seq: Number of this message; what `frame.ack` names.
+      pts_ms: When the first frame is due on the session's media clock.
+      last_event_id: The newest event that these frames obey.
+      last_client_ts: That event's own clock, echoed: now minus this is the key-to-pixel latency.
+      dropped: Frames dropped so far because the client did not keep up.
+      step_id: In stepped mode, the step that asked for them.
+    """
+
+    type: Literal["frames"] = "frames"
+    seq: int
+    frame_id: int
+    n: int
+    codec: Codec
+    w: int
+    h: int
+    lengths: list[int]
+    key: bool = True
+    pts_ms: float
+    last_event_id: EventId | None = None
+    last_client_ts: float | None = None
+    dropped: int = 0
+    t: FrameTimes = FrameTimes()
+    step_id: EventId | None = None
+
+
+# ---- REST
+
+
+class SessionInit(Message):
+    """What a session starts from: a seed, and a shipped prompt by number or a first image (base64 of PNG or JPEG)."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    prompt: int | None = Field(default=None, ge=0)
+    image: str | None = None
+    snapshot: str | None = None
+
+
+class Media(Message):
+    """How frames travel."""
+
+    codec: Codec = "jpeg"
+    quality: int | None = Field(default=None, ge=1, le=100)
+    max_fps: float | None = Field(default=None, gt=0)
+
+
+class CreateSession(Message):
+    """Body of `POST /v1/sessions`; every field may be left out."""
+
+    model: str | None = None
+    mode: Mode = "realtime"
+    source: Source = "dream"
+    init: SessionInit = SessionInit()
+    media: Media = Media()
+    linger_s: float | None = Field(default=None, ge=0, le=600)
+
+
+class SessionTicket(Message):
+    """Answer of `POST /v1/sessions`: where to connect, and with which token."""
+
+    session_id: str
+    status: str
+    ws_url: str
+    webrtc_url: str | None = None
+    token: str
+    expires_at: float
+
+
+class SessionState(Message):
+    """Answer of `GET /v1/sessions/{id}`."""
+
+    session_id: str
+    status: str
+    code: ErrorCode | None = None
+    mode: Mode
+    source: Source
+    frames: int
+    dropped: int
+    seconds: float
+
+
+class Limits(Message):
+    """What a client may ask for."""
+
+    slots: int
+    slots_free: int
+    credit_window: int
+    max_step_frames: int
+    messages_per_s: float
+    max_message_bytes: int
+
+
+class ModelInfo(Message):
+    """Answer of `GET /v1/models/{id}`: a world, and what it listens to."""
+
+    id: str
+    fps: float
+    width: int
+    height: int
+    frames_per_step: int = 1
+    action_space: dict[str, Any]
+    keymap: list[KeyInfo]
+    prompts: int
+    prompt: bool = False
+    image: bool = True
+    fork: bool = False
+    stepped: bool = True
+    sources: list[Source]
+    codecs: list[Codec]
+    limits: Limits
+
+
+class ModelList(Message):
+    """Answer of `GET /v1/models`."""
+
+    models: list[ModelInfo]
+
+
+class Readiness(Message):
+    """Answer of `GET /readyz`: 200 when a session would play at once, else 503."""
+
+    ready: bool
+    status: str
+    stage: str
+    progress: float
+
+
+def parse_client_message(text: str) -> ClientMessage:
+    """The typed message, or a typed refusal.
+
+    Raises:
+      Refusal: the text is no JSON object, has an unknown type, or a field is missing or out of range.
+    """
+    try:
+        return _CLIENT.validate_json(text)
+    except ValidationError as error:
+        raise _refusal(text, error) from None
+
+
+def _refusal(text: str, error: ValidationError) -> Refusal:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    code = ErrorCode.UNKNOWN_TYPE if first["type"] == "union_tag_invalid" else ErrorCode.BAD_MESSAGE
+    return Refusal(code, f"{where or 'message'}: {first['msg']}"[:400], param=where or None, event_id=_event_id(text))
+
+
+def _event_id(text: str) -> "EventId | None":
+    """The event that a broken message speaks of, if that much can be read."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    found = value.get("event_id", value.get("step_id")) if isinstance(value, dict) else None
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
+        return None
+    return found[:64] if isinstance(found, str) else found
+
+
+def dump(message: Message) -> str:
+    """The message as it travels; absent fields are left out."""
+    return message.model_dump_json(exclude_none=True)
+
+
+def pack_frames(header: FramesHeader, payloads: list[bytes]) -> bytes:
+    """The binary message of these frames."""
+    head = dump(header).encode()
+    return b"".join((struct.pack("<I", len(head)), head, *payloads))
+
+
+def unpack_frames(data: bytes) -> tuple[FramesHeader, list[bytes]]:
+    """The header and the payloads of a binary message.
+
+    Raises:
+      ValueError: the bytes are no whole frames message.
+    """
+    if len(data) < 4:
+        raise ValueError(f"a frames message of {len(data)} bytes has no room for its 4-byte header length")
+    (length,) = struct.unpack_from("<I", data)
+    if 4 + length > len(data):
+        raise ValueError(f"the header claims {length} bytes, the message has {len(data) - 4} after its length")
+    header = FramesHeader.model_validate_json(data[4 : 4 + length])
+    payloads: list[bytes] = []
+    start = 4 + length
+    for size in header.lengths:
+        payloads.append(data[start : start + size])
+        start += size
+    if start != len(data):
+        raise ValueError(f"the header speaks of {start} bytes, the message has {len(data)}")
+    return header, payloads

@@ -1,0 +1,326 @@
+"""One player: the latch that keys fall into, the clock of frames, and the outbox that frames leave by.
+
+The event loop writes the latch, the device thread reads it just before each launch; a small lock is their only meeting
+place. A control is resolved to a frame index the moment it arrives: the index of the next frame not yet launched.
+"""
+
+import dataclasses
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from wm_jax.serving.outbox import EncodedFrame, Outbox
+from wm_jax.serving.protocol import Action, Codec, ErrorCode, EventId, Held, Mode, Refusal, Source, Step
+from wm_jax.types import ControlSpace
+
+MAX_WAITING_STEPS = 8
+MAX_SCHEDULED = 1024
+KEPT_STEPS = 2
+"""Finished steps whose frames are kept, so that a client may ask for them again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """What a session (re)starts from; `image` is the first frame, given by the client."""
+
+    seed: int
+    prompt: int | None = None
+    image: UInt8[Any, "h w 3"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One frame that a session wants: taken from the latch just before launch.
+
+    Attributes:
+      keys: Held during the frame.
+      opening: Start anew with this first, if given.
+      taken_at: `time.perf_counter()` of the taking.
+      pressed_at: The same clock when the newest event arrived, if it is new in this frame.
+    """
+
+    keys: Bool[Any, " keys"]
+    source: Source
+    opening: Opening | None
+    frame_id: int
+    event_id: EventId | None
+    client_ts: float | None
+    step_id: EventId | None
+    taken_at: float
+    pressed_at: float | None
+
+
+@dataclasses.dataclass
+class _StepWork:
+    """A step being made or kept: its rows, how many are launched, and the frames so far."""
+
+    request: Step
+    rows: list[Bool[Any, " keys"]]
+    launched: int = 0
+    frames: list[EncodedFrame] = dataclasses.field(default_factory=list[EncodedFrame])
+
+
+class Session:
+    """One player's place in a world.
+
+    Attributes:
+      id: Unguessable name.
+      status: One of `starting, ready, running, paused, draining, ended, failed`.
+      stride: Every how many frames one is sent (`media.max_fps`).
+    """
+
+    def __init__(
+        self,
+        controls: ControlSpace,
+        fps: float,
+        outbox: Outbox,
+        opening: Opening,
+        *,
+        mode: Mode = "realtime",
+        source: Source = "dream",
+        codec: Codec = "jpeg",
+        quality: int = 90,
+        max_fps: float | None = None,
+        max_step_frames: int = 256,
+    ) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.mode: Mode = mode
+        self.source: Source = source
+        self.codec: Codec = codec
+        self.quality = quality
+        self.fps = fps
+        self.outbox = outbox
+        self.opening = opening
+        self.stride = 1 if max_fps is None else max(1, round(fps / max_fps))
+        self.is_seated = False
+        self.is_connected = False
+        self.is_paused = False
+        self.failure: ErrorCode | None = None
+        self.started_at = time.monotonic()
+        self.frames_shown = 0
+        self._columns = {code: index for index, code in enumerate(controls.codes)}
+        self._max_step_frames = max_step_frames
+        self._lock = threading.Lock()
+        self._keys = np.zeros(len(self._columns), bool)
+        self._event_id: EventId | None = None
+        self._client_ts: float | None = None
+        self._pressed_at: float | None = None
+        self._scheduled: dict[int, Action] = {}
+        self._next_frame = 0
+        self._restart: Opening | None = opening
+        self._steps: deque[_StepWork] = deque()
+        self._kept: OrderedDict[EventId, _StepWork] = OrderedDict()
+
+    # ---- the event loop's side
+
+    @property
+    def next_frame(self) -> int:
+        """Index of the next frame not yet launched."""
+        return self._next_frame
+
+    def press(self, action: Action) -> int:
+        """Latches an action; the frame it will first count in.
+
+        Raises:
+          Refusal: a key this world does not have, a row of another length, or an input it does not listen to.
+        """
+        keys = self._row(action, action.event_id)
+        with self._lock:
+            if action.at == "next" or action.at <= self._next_frame:
+                self._latch(keys, action)
+                return self._next_frame
+            if len(self._scheduled) >= MAX_SCHEDULED:
+                raise Refusal(
+                    ErrorCode.BUSY,
+                    f"{MAX_SCHEDULED} actions are scheduled already; send later ones later",
+                    param="at",
+                    event_id=action.event_id,
+                )
+            self._scheduled[action.at] = action
+            return action.at
+
+    def ask(self, step: Step) -> int:
+        """Queues a step; the index of its first frame. A step asked for before is sent again, not made again.
+
+        Raises:
+          Refusal: not a stepped session, too many frames or steps, or a known `step_id` with other content.
+        """
+        if self.mode != "stepped":
+            raise Refusal(
+                ErrorCode.WRONG_MODE,
+                f'this session is {self.mode}; create it with mode "stepped" to step it',
+                event_id=step.step_id,
+            )
+        known = self._kept.get(step.step_id)
+        if known is not None:
+            return self._replay(known, step)
+        work = _StepWork(step, self._step_rows(step))
+        with self._lock:
+            if len(self._steps) >= MAX_WAITING_STEPS:
+                raise Refusal(ErrorCode.BUSY, f"{MAX_WAITING_STEPS} steps are waiting already", event_id=step.step_id)
+            first = self._next_frame + sum(len(waiting.rows) - waiting.launched for waiting in self._steps)
+            self._steps.append(work)
+        self._kept[step.step_id] = work
+        while len(self._kept) > MAX_WAITING_STEPS + KEPT_STEPS:
+            self._kept.popitem(last=False)
+        return first
+
+    def restart(self, seed: int | None = None, source: Source | None = None) -> int:
+        """Starts anew before the next frame; its index. Without a seed: the same dream again."""
+        with self._lock:
+            self.source = source or self.source
+            if seed is not None and seed != self.opening.seed:
+                self.opening = Opening(seed, image=self.opening.image)
+            self._restart = self.opening
+            return self._next_frame
+
+    def release_keys(self) -> None:
+        """Nothing is held any more: the player is gone."""
+        with self._lock:
+            self._keys = np.zeros(len(self._columns), bool)
+            self._scheduled.clear()
+
+    def show(self, frame: EncodedFrame) -> None:
+        """Hands a finished frame to the outbox, and keeps it if a step asked for it."""
+        self.frames_shown += 1
+        work = None if frame.step_id is None else self._kept.get(frame.step_id)
+        if work is not None:
+            work.frames.append(frame)
+        if self.is_connected:
+            self.outbox.put_frame(frame)
+
+    # ---- the device thread's side
+
+    @property
+    def is_playing(self) -> bool:
+        """Whether the media clock should run for this session."""
+        return self.mode == "realtime" and self.is_connected and not self.is_paused and self.failure is None
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step waits to be made and its frames would find room."""
+        return bool(self._steps) and self.failure is None and not self.outbox.is_full
+
+    def take(self) -> Turn | None:
+        """What this session wants of the frame about to be launched; None: nothing."""
+        with self._lock:
+            step_id: EventId | None = None
+            if self.mode == "stepped":
+                if not self._steps or self.outbox.is_full:
+                    return None
+                step_id = self._take_step_row()
+            elif self._scheduled:
+                self._apply_scheduled()
+            turn = Turn(
+                self._keys,
+                self.source,
+                self._restart,
+                self._next_frame,
+                self._event_id,
+                self._client_ts,
+                step_id,
+                time.perf_counter(),
+                self._pressed_at,
+            )
+            self._next_frame += 1
+            self._restart = None
+            self._pressed_at = None
+            return turn
+
+    # ---- inside
+
+    def _latch(self, keys: Bool[Any, " keys"], action: Action) -> None:
+        self._keys = keys
+        self._pressed_at = time.perf_counter()
+        if action.event_id is not None:
+            self._event_id = action.event_id
+        if action.client_ts is not None:
+            self._client_ts = action.client_ts
+
+    def _apply_scheduled(self) -> None:
+        for frame in sorted(frame for frame in self._scheduled if frame <= self._next_frame):
+            action = self._scheduled.pop(frame)
+            self._latch(self._row(action, action.event_id), action)
+
+    def _take_step_row(self) -> EventId:
+        work = self._steps[0]
+        self._keys = work.rows[work.launched]
+        self._event_id = work.request.step_id if work.request.event_id is None else work.request.event_id
+        self._client_ts = work.request.client_ts
+        work.launched += 1
+        if work.launched == len(work.rows):
+            self._steps.popleft()
+        return work.request.step_id
+
+    def _replay(self, known: _StepWork, step: Step) -> int:
+        if (known.request.actions, known.request.n) != (step.actions, step.n):
+            raise Refusal(
+                ErrorCode.STEP_CONFLICT,
+                f"step {step.step_id!r} was asked for before with other content; use a new step_id",
+                param="step_id",
+                event_id=step.step_id,
+            )
+        for frame in known.frames:
+            self.outbox.put_frame(frame)
+        return known.frames[0].frame_id if known.frames else self._next_frame
+
+    def _step_rows(self, step: Step) -> list[Bool[Any, " keys"]]:
+        count = step.n if step.n is not None else max(1, len(step.actions))
+        if count > self._max_step_frames:
+            raise Refusal(
+                ErrorCode.STEP_TOO_LONG,
+                f"the step asks for {count} frames, this server makes at most {self._max_step_frames} at once",
+                param="n",
+                event_id=step.step_id,
+            )
+        if len(step.actions) > count:
+            raise Refusal(
+                ErrorCode.WRONG_DIMENSION,
+                f"the step has {len(step.actions)} actions for n = {count} frames",
+                param="actions",
+                event_id=step.step_id,
+            )
+        rows = [self._row(action, step.step_id) for action in step.actions] or [self._keys]
+        return rows + [rows[-1]] * (count - len(rows))
+
+    def _row(self, held: Held, event_id: EventId | None) -> Bool[Any, " keys"]:
+        """The world's own row of keys."""
+        if held.mouse is not None or held.axes is not None:
+            raise Refusal(
+                ErrorCode.UNSUPPORTED,
+                "this world listens to keys only, not to mouse or axes",
+                param="mouse" if held.mouse is not None else "axes",
+                event_id=event_id,
+            )
+        if held.raw is not None:
+            if len(held.raw) != len(self._columns):
+                raise Refusal(
+                    ErrorCode.WRONG_DIMENSION,
+                    f"raw has {len(held.raw)} numbers, this world has {len(self._columns)} keys: "
+                    f"{', '.join(self._columns)}",
+                    param="raw",
+                    event_id=event_id,
+                )
+            return np.asarray(held.raw) > 0.5
+        if held.held is None:
+            raise Refusal(
+                ErrorCode.BAD_MESSAGE, "an action needs `held` (key names) or `raw` (one number a key)",
+                param="held", event_id=event_id,
+            )  # fmt: skip
+        row = np.zeros(len(self._columns), bool)
+        for code in held.held:
+            column = self._columns.get(code)
+            if column is None:
+                raise Refusal(
+                    ErrorCode.UNKNOWN_KEY,
+                    f"key {code!r} is unknown, this world listens to {', '.join(self._columns)}",
+                    param="held",
+                    event_id=event_id,
+                )
+            row[column] = True
+        return row

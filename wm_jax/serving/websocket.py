@@ -1,0 +1,300 @@
+"""One WebSocket: receives messages into the session, sends what its outbox holds, and ends with a reason."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import assert_never
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from wm_jax.serving.limits import TokenBucket
+from wm_jax.serving.lobby import Lobby, Place
+from wm_jax.serving.outbox import ClientStalled
+from wm_jax.serving.protocol import (
+    Ack,
+    Action,
+    ClientMessage,
+    CloseCode,
+    Control,
+    Error,
+    ErrorCode,
+    EventId,
+    FrameAck,
+    Message,
+    NotOffered,
+    Ping,
+    Pong,
+    Refusal,
+    SessionCreated,
+    SessionUpdate,
+    Source,
+    Status,
+    Step,
+    dump,
+    parse_client_message,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_BAD_IN_A_ROW = 50
+STEPPED_RATE = 8.0
+"""A stepped client asks for all it gets, so it may speak this much faster, and is slowed down rather than refused."""
+
+GOODBYE_S = 2.0
+STATUS_S = 0.1
+
+
+class Eviction(Exception):
+    """The connection must end: a close code and the error that says why."""
+
+    def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.close = close
+        self.error = Error(code=code, message=message, fatal=True)
+
+
+class Connection:
+    """A client's WebSocket on its session. Used by the event loop alone.
+
+    Attributes:
+      closed: Set when nothing will be sent any more.
+    """
+
+    def __init__(self, lobby: Lobby, place: Place, websocket: WebSocket, created: SessionCreated) -> None:
+        self.closed = asyncio.Event()
+        self._lobby = lobby
+        self._place = place
+        self._session = place.session
+        self._websocket = websocket
+        self._created = created
+        self._finishing: asyncio.Future[tuple[Message, CloseCode]] = asyncio.get_running_loop().create_future()
+        scale = STEPPED_RATE if self._session.mode == "stepped" else 1.0
+        config = lobby.config
+        self._bucket = TokenBucket(scale * config.messages_per_s, scale * config.burst)
+        self._patience = TokenBucket(config.messages_per_s / 4, 4 * config.burst)
+        self._restarts = TokenBucket(4.0, 8.0)
+        self._refused = 0
+        self._bad_in_a_row = 0
+
+    async def run(self) -> None:
+        """Serves the client until one side has had enough."""
+        await self._take_over()
+        self._enter()
+        tasks = [asyncio.ensure_future(part) for part in (self._receive(), self._send(), self._watch())]
+        try:
+            await asyncio.wait([*tasks, self._finishing], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._say_goodbye([result for result in results if isinstance(result, Exception)])
+            self._leave()
+
+    def finish(self, message: Message, code: CloseCode) -> None:
+        """Ends the connection with a last message."""
+        if not self._finishing.done():
+            self._finishing.set_result((message, code))
+
+    # ---- coming and going
+
+    async def _take_over(self) -> None:
+        """Sends an older connection of this session away, and waits until it has stopped using the outbox."""
+        while (older := self._place.connection) is not None:
+            taken = Error(code=ErrorCode.TAKEN_OVER, message="another connection took this session over", fatal=True)
+            older.finish(taken, CloseCode.TAKEN_OVER)
+            await older.closed.wait()
+
+    def _enter(self) -> None:
+        place, session = self._place, self._session
+        place.connection = self
+        place.was_connected = True
+        place.heard_at = time.monotonic()
+        session.outbox.clear()
+        session.outbox.put(self._created)
+        session.is_connected = True
+        self._lobby.batcher.wake()
+
+    def _leave(self) -> None:
+        if self._place.connection is self:
+            self._place.connection = None
+            self._place.left_at = time.monotonic()
+            self._session.is_connected = False
+            self._session.release_keys()
+        self.closed.set()
+
+    async def _say_goodbye(self, failures: list[Exception]) -> None:
+        last: tuple[Message, CloseCode] | None = self._finishing.result() if self._finishing.done() else None
+        for failure in failures:
+            if isinstance(failure, Eviction):
+                last = (failure.error, failure.close)
+            elif not isinstance(failure, WebSocketDisconnect | ClientStalled | RuntimeError):
+                log.error("a connection failed", exc_info=failure)
+        if last is None and not any(isinstance(failure, ClientStalled) for failure in failures):
+            return
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                code = CloseCode.POLICY if last is None else last[1]
+                for text in self._session.outbox.last_words() if last is not None else ():
+                    await self._websocket.send_text(text)
+                if last is not None:
+                    await self._websocket.send_text(dump(last[0]))
+                await self._websocket.close(code, ErrorCode.CLIENT_STALLED if last is None else "")
+
+    # ---- the three loops
+
+    async def _send(self) -> None:
+        while True:
+            item = await self._session.outbox.next()
+            if isinstance(item, bytes):
+                await self._websocket.send_bytes(item)
+            else:
+                await self._websocket.send_text(item)
+
+    async def _watch(self) -> None:
+        """Tells the client every change of the session's state, and how far the start is."""
+        told = None
+        while True:
+            stage = self._lobby.batcher.stage
+            status = Status(
+                status=self._lobby.status(self._place), stage=stage.name, progress=stage.progress,
+                code=self._session.failure,
+            )  # fmt: skip
+            if status != told:
+                told = status
+                self._session.outbox.put(status)
+            await asyncio.sleep(STATUS_S)
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            self._place.heard_at = time.monotonic()
+            try:
+                await self._check_rate()
+                text = message.get("text")
+                if text is None:
+                    raise Refusal(
+                        ErrorCode.BAD_MESSAGE, "messages are JSON text; binary ones come from the server only"
+                    )
+                self._handle(parse_client_message(text))
+                self._bad_in_a_row = 0
+            except Refusal as refusal:
+                self._refuse(refusal)
+                await asyncio.sleep(0)
+
+    # ---- one message
+
+    async def _check_rate(self) -> None:
+        wait = self._bucket.take()
+        if wait == 0.0:
+            return
+        if self._session.mode == "stepped":
+            await asyncio.sleep(wait)
+            return
+        if self._patience.take() > 0.0:
+            rate = self._bucket.rate
+            raise Eviction(
+                CloseCode.RATE_LIMITED, ErrorCode.RATE_LIMITED,
+                f"this server takes {rate:g} messages a second from one client, and refusing did not help",
+            )  # fmt: skip
+        raise Refusal(
+            ErrorCode.RATE_LIMITED,
+            f"this server takes {self._bucket.rate:g} messages a second from one client; this one was ignored",
+            retry_after_ms=max(1, round(1e3 * wait)),
+        )
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answers a refusal; of a flood only every hundredth, so that answers do not flood back."""
+        if refusal.code == ErrorCode.RATE_LIMITED:
+            self._refused += 1
+            if self._refused % 100 != 1:
+                return
+        else:
+            self._bad_in_a_row += 1
+            if self._bad_in_a_row > MAX_BAD_IN_A_ROW:
+                raise Eviction(
+                    CloseCode.POLICY, ErrorCode.BAD_MESSAGE, f"{self._bad_in_a_row} refused messages in a row"
+                )
+        self._session.outbox.put(error_message(refusal))
+
+    def _handle(self, message: ClientMessage) -> None:
+        session = self._session
+        match message:
+            case Action():
+                self._ack(message.event_id, session.press(message))
+            case FrameAck():
+                if not session.outbox.acknowledge(message.seq):
+                    raise Refusal(ErrorCode.BAD_ACK, f"frame message {message.seq} was never sent", param="seq")
+            case Step():
+                self._ack(message.step_id, session.ask(message))
+                self._lobby.batcher.wake()
+            case Control():
+                self._ack(message.event_id, self._control(message))
+                self._lobby.batcher.wake()
+            case SessionUpdate():
+                self._ack(message.event_id, self._update(message))
+                self._lobby.batcher.wake()
+            case Ping():
+                now_ms = round(1e3 * time.time(), 3)
+                pong = Pong(type="pong", event_id=message.event_id, client_ts=message.client_ts, server_ts=now_ms)
+                session.outbox.put(pong)
+            case Pong():
+                pass
+            case NotOffered():
+                raise Refusal(
+                    ErrorCode.UNSUPPORTED, f"this server does not offer {message.type}; see capabilities",
+                    event_id=message.event_id,
+                )  # fmt: skip
+            case _:
+                assert_never(message)
+
+    def _ack(self, event_id: EventId | None, frame: int) -> None:
+        if event_id is not None:
+            self._session.outbox.put(Ack(event_id=event_id, applied_at_frame=frame))
+
+    def _control(self, message: Control) -> int:
+        session = self._session
+        if message.op == "seek":
+            raise Refusal(
+                ErrorCode.UNSUPPORTED, "this server cannot seek; reset starts anew", event_id=message.event_id
+            )
+        if message.op == "reset":
+            return self._restart(message.event_id, seed=message.seed)
+        if session.mode == "stepped":
+            text = f"a stepped session waits for steps anyway; {message.op} is for realtime ones"
+            raise Refusal(ErrorCode.WRONG_MODE, text, param="op", event_id=message.event_id)
+        session.is_paused = message.op == "pause"
+        return session.next_frame
+
+    def _update(self, message: SessionUpdate) -> int:
+        if message.source is None or message.source == self._session.source:
+            return self._session.next_frame
+        if message.source not in self._created.capabilities.sources:
+            raise Refusal(
+                ErrorCode.UNSUPPORTED, "the real game of this world is not installed where this server runs",
+                param="source", event_id=message.event_id,
+            )  # fmt: skip
+        return self._restart(message.event_id, source=message.source)
+
+    def _restart(self, event_id: EventId | None, *, seed: int | None = None, source: Source | None = None) -> int:
+        wait = self._restarts.take()
+        if wait > 0.0:
+            raise Refusal(
+                ErrorCode.RATE_LIMITED, "a session restarts at most four times a second",
+                event_id=event_id, retry_after_ms=max(1, round(1e3 * wait)),
+            )  # fmt: skip
+        return self._session.restart(seed, source)
+
+
+def error_message(refusal: Refusal, *, fatal: bool = False) -> Error:
+    """The refusal as it travels."""
+    return Error(
+        code=refusal.code,
+        message=refusal.message,
+        event_id=refusal.event_id,
+        param=refusal.param,
+        fatal=fatal,
+        retry_after_ms=refusal.retry_after_ms,
+    )
