@@ -5,6 +5,7 @@
 #   make test-core   the core tests only; with PYTHON=3.11 in their own .venv-3.11
 #   make games       the real games into .venv (CoinRun, ViZDoom, Atari): to record, or to switch between real and dream
 #   make install     everything into .venv: games, TensorBoard, test tools
+#   make readme      write the README's one line a file again
 #   make lock        resolve requirements/*.txt again (needs uv)
 #
 #   PYTHON=3.11      another Python: a version, a command or a path
@@ -19,7 +20,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export MAKECMDGOALS
 
-.PHONY: play test lint pytest test-core games install lock
+.PHONY: play test lint pytest test-core games install readme lock
 
 play: $(VENV)/.play
 	$(BIN)/python serve.py $(WORLD) --port $(PORT)
@@ -53,6 +54,9 @@ $(BIN)/python:
 	if command -v uv >/dev/null 2>&1; \
 	    then uv venv --quiet --allow-existing --python "$$python" $(VENV); \
 	    else "$$python" -m venv $(VENV); fi
+
+readme: $(BIN)/python
+	$(BIN)/python scripts/readme_files.py
 
 RESOLVE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
           --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade
