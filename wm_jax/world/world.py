@@ -123,4 +123,7 @@ def _blueprint(config: WorldConfig):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(config: WorldConfig, key: jax.Array) -> Params:
-    return nnx.to_pure_dict(nnx.split(WorldModel(config, nnx.Rngs(params=key)))[1])
+    # XLA compiles one threefry program a weight for half a minute on a CPU; rbg is a single instruction each.
+    words = jax.random.key_data(key).reshape(-1)
+    stream = jax.random.wrap_key_data(jnp.resize(words, (4,)), impl="rbg")
+    return nnx.to_pure_dict(nnx.split(WorldModel(config, nnx.Rngs(params=stream)))[1])

@@ -1,0 +1,40 @@
+"""Pictures of a run: reconstructions, or free-running rollouts, beside the truth."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from wm_jax.training.config import TrainConfig
+from wm_jax.training.objectives.reconstruction import Reconstruction
+from wm_jax.training.state import TrainState, world_params
+from wm_jax.types import Controls, Prompt
+from wm_jax.world import World, rollout, start
+from wm_jax.world.world import reconstruct
+
+PROMPT_FRAMES = 4
+
+
+def draw(config: TrainConfig, state: TrainState, batch: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """For each of a few raw clips (`frames`, `keys`) a strip of truth above a strip of what the world makes of it."""
+    world, params = World(config.world), world_params(config, state)
+    frames = np.asarray(batch["frames"])
+    if isinstance(config.objective, Reconstruction):
+        seen = np.asarray(reconstruct(world, params, frames))
+    else:
+        prompt = Prompt(frames[:, :PROMPT_FRAMES], Controls(batch["keys"][:, :PROMPT_FRAMES]))
+        session = start(world, params, prompt, jax.random.key(0))
+        _, dream = rollout(world, params, session, Controls(batch["keys"][:, PROMPT_FRAMES:]))
+        seen = np.concatenate([frames[:, :PROMPT_FRAMES], np.asarray(dream)], axis=1)
+    return tile(frames, seen)
+
+
+def tile(truth: Any, seen: Any, columns: int = 16) -> UInt8[np.ndarray, "h w 3"]:
+    """Strips of at most `columns` frames spread over the clip: truth, then seen, a white line between clips."""
+    chosen = np.unique(np.linspace(0, truth.shape[1] - 1, columns).round().astype(int))
+    rows = []
+    for real, dream in zip(truth[:, chosen], seen[:, chosen], strict=True):
+        strip = [np.concatenate(list(part), axis=1) for part in (real, dream)]
+        rows += [*strip, np.full((2, strip[0].shape[1], 3), 255, np.uint8)]
+    return np.concatenate(rows, axis=0)
