@@ -2,7 +2,7 @@
 
     coinrun/
       meta.json                what was recorded: game, split, keys, size, counts, a checksum for every file
-      shard_00000.frames.npy   uint8 [frames h w 3], memory-mapped
+      shard_00000.frames.npy   uint8 [frames h w 3], raw: any cut is one read
       shard_00000.keys.npy     bool [frames keys]; keys[t] led to frame t, so the first row of an episode is all False
       shard_00000.index.json   start, length, level, policy and seed of each episode
       DONE                     written last; holds the checksum of meta.json
@@ -13,14 +13,14 @@ A folder that is broken, cut short, unfinished or of another kind is refused by 
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from wm_jax.types import ControlSpace, KeyBinding
+from wm_jax.types import Clip, Controls, ControlSpace, KeyBinding
 
 FORMAT = "wm_jax.episodes"
 VERSION = 1
@@ -53,6 +53,11 @@ class Episode:
     shard: int
 
 
+def frame_bytes(image: Sequence[int]) -> int:
+    """What one frame takes on disk."""
+    return image[0] * image[1] * 3
+
+
 def shard_file(shard: int, kind: str) -> str:
     return f"shard_{shard:05d}.{kind}"
 
@@ -68,7 +73,7 @@ def checksum(path: Path, chunk: int = 1 << 24) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EpisodeFolder:
-    """A finished recording, read by memory map.
+    """A finished recording; holds its keys in memory, reads frames when asked, and may be sent to another process.
 
     Attributes:
       path: Where it is.
@@ -86,7 +91,7 @@ class EpisodeFolder:
     fps: float
     episodes: tuple[Episode, ...]
     _starts: np.ndarray
-    _frames: tuple[np.ndarray, ...]
+    _offset: int
     _keys: np.ndarray
     _is_first: np.ndarray
 
@@ -106,19 +111,20 @@ class EpisodeFolder:
         meta = _read_meta(path)
         controls = ControlSpace(tuple(KeyBinding(**key) for key in meta["controls"]))
         image = (int(meta["image"][0]), int(meta["image"][1]))
-        frames, keys, episodes = [], [], []
+        starts, offset, keys, episodes = [0], 0, [], []
         for shard, entry in enumerate(meta["shards"]):
             count = int(entry["frames"])
             _check_sums(path, shard, entry["checksums"], KINDS if check_frames else KINDS[1:])
-            frames.append(_read_array(path / shard_file(shard, "frames.npy"), (count, *image, 3), np.uint8, mapped=True))
+            frames = _read_array(path / shard_file(shard, "frames.npy"), (count, *image, 3), np.uint8)
+            assert isinstance(frames, np.memmap)
+            offset = frames.offset
             keys.append(_read_array(path / shard_file(shard, "keys.npy"), (count, len(controls.keys)), np.bool_))
-            start = sum(int(other["frames"]) for other in meta["shards"][:shard])
-            episodes += _read_index(path / shard_file(shard, "index.json"), shard, start, count)
+            episodes += _read_index(path / shard_file(shard, "index.json"), shard, starts[-1], count)
+            starts.append(starts[-1] + count)
         _check_counts(path, meta, episodes)
-        starts = np.cumsum([0] + [len(part) for part in frames])
-        is_first = np.zeros(int(starts[-1]), np.bool_)
+        is_first = np.zeros(starts[-1], np.bool_)
         is_first[[episode.start for episode in episodes]] = True
-        return cls(path, meta, controls, image, float(meta["fps"]), tuple(episodes), starts, tuple(frames),
+        return cls(path, meta, controls, image, float(meta["fps"]), tuple(episodes), np.array(starts), offset,
                    np.concatenate(keys), is_first)  # fmt: skip
 
     @property
@@ -139,24 +145,37 @@ class EpisodeFolder:
         return self._keys[start : start + length].copy()
 
     def read_frames(self, start: int, length: int) -> UInt8[np.ndarray, "t h w 3"]:
-        """A copy of frames `[start, start + length)` counted over the whole folder; may cross episodes."""
-        if start < 0 or length < 0 or start + length > self.num_frames:
-            raise IndexError(f"frames {start}..{start + length} of {self.path}, which has {self.num_frames}")
+        """Frames `[start, start + length)` counted over the whole folder; may cross episodes."""
+        self._in_folder(start, length)
         out = np.empty((length, *self.image, 3), np.uint8)
         done = 0
         while done < length:
             shard = int(np.searchsorted(self._starts, start + done, side="right")) - 1
-            offset = start + done - int(self._starts[shard])
-            part = self._frames[shard][offset : offset + length - done]
-            out[done : done + len(part)] = part
+            inside = start + done - int(self._starts[shard])
+            part = out[done : done + int(self._starts[shard + 1]) - int(self._starts[shard]) - inside]
+            self._read_part(shard, inside, part)
             done += len(part)
         return out
 
-    def read(self, start: int, length: int) -> dict[str, np.ndarray]:
-        """Frames, keys and is_first of `[start, start + length)` counted over the whole folder."""
-        part = slice(start, start + length)
-        frames = self.read_frames(start, length)
-        return {"frames": frames, "keys": self._keys[part].copy(), "is_first": self._is_first[part].copy()}
+    def read(self, start: int, length: int) -> Clip:
+        """Frames, keys and episode starts of `[start, start + length)` counted over the whole folder, without batch axis."""
+        frames, part = self.read_frames(start, length), slice(start, start + length)
+        return Clip(frames, Controls(self._keys[part].copy()), self._is_first[part].copy())
+
+    def _read_part(self, shard: int, inside: int, out: np.ndarray) -> None:
+        """Fills `out` from one shard. A plain read: mapped pages would count as this process's memory and fault one by one."""
+        file = self.path / shard_file(shard, "frames.npy")
+        with file.open("rb", buffering=0) as raw:
+            raw.seek(self._offset + inside * frame_bytes(self.image))
+            view = memoryview(out).cast("B")
+            while len(view):
+                if not (count := raw.readinto(view)):
+                    raise EpisodeError(f"{file} ended {len(view)} bytes early while it was read: it was whole when opened")
+                view = view[count:]
+
+    def _in_folder(self, start: int, length: int) -> None:
+        if start < 0 or length < 0 or start + length > self.num_frames:
+            raise IndexError(f"frames {start}..{start + length} of {self.path}, which has {self.num_frames}")
 
     def _within(self, episode: int, start: int, length: int | None) -> tuple[int, int]:
         whole = self.episodes[episode]
@@ -207,9 +226,10 @@ def _check_sums(path: Path, shard: int, expected: Mapping[str, str], kinds: tupl
             raise EpisodeError(f"{file} has checksum {actual}, meta.json says {expected[kind]}: the file is damaged")
 
 
-def _read_array(file: Path, shape: tuple[int, ...], dtype: Any, mapped: bool = False) -> np.ndarray:
+def _read_array(file: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A memory map of a .npy file of this shape; mapping it fails if the file is too short."""
     try:
-        array = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise EpisodeError(f"{file} is missing, meta.json lists it") from None
     except (ValueError, OSError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Who plays while we record: a uniform random player, a sticky one, and the game's own scripted runner."""
+"""Who plays while we record: random players, the game's own scripted runner, and one that changes between the two."""
 
 from typing import Any
 
@@ -6,20 +6,24 @@ import numpy as np
 
 from wm_jax.envs import Game, Policy
 
-MIX = {"uniform": 0.2, "sticky": 0.5, "runner": 0.3}
-"""Share of the episodes each policy plays. Random play alone never gets far enough to show what the keys do."""
+MIX = {"uniform": 0.08, "sticky": 0.27, "runner": 0.35, "mixed": 0.30}
+"""Share of the episodes each policy plays (of the frames it depends: who plays well may play long). Random play alone never
+gets far enough to show what a game is; a runner alone never shows what happens when the wrong key is held there."""
 
 _MEAN_HOLD = 8
+_MEAN_TURN = 40
 
 
 def make_policy(name: str, game: Game, rng: np.random.Generator) -> Policy:
-    """A fresh player for one episode: "uniform", "sticky" or "runner"."""
+    """A fresh player for one episode: "uniform", "sticky", "runner" or "mixed"."""
     if name == "uniform":
         return _uniform(game, rng)
     if name == "sticky":
         return _Sticky(game, rng)
     if name == "runner":
         return game.runner(rng)
+    if name == "mixed":
+        return _Mixed(game, rng)
     raise ValueError(f"no policy is called {name!r}; there are {', '.join(MIX)}")
 
 
@@ -44,3 +48,18 @@ class _Sticky:
             self.left = int(self.rng.geometric(1 / _MEAN_HOLD))
         self.left -= 1
         return self.keys
+
+
+class _Mixed:
+    """The runner and the sticky player take turns (40 frames on average), so that random keys are held everywhere."""
+
+    def __init__(self, game: Game, rng: np.random.Generator):
+        self.rng = rng
+        self.players = [game.runner(rng), _Sticky(game, rng)]
+        self.now, self.left = 1, 0
+
+    def __call__(self, frame: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        if self.left <= 0:
+            self.now, self.left = 1 - self.now, int(self.rng.geometric(1 / _MEAN_TURN))
+        self.left -= 1
+        return self.players[self.now](frame, info)

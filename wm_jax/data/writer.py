@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -142,11 +141,6 @@ class EpisodeWriter:
         why = "the disk is full" if problem.errno == errno.ENOSPC else str(problem.strerror or problem)
         return OSError(problem.errno, f"could not write {self.path} after {self.num_frames} frames: {why} "
                        f"({free / 1e6:.0f} MB free there); the unfinished recording was removed")  # fmt: skip
-
-
-def frame_bytes(image: Sequence[int]) -> int:
-    """What one frame takes on disk."""
-    return image[0] * image[1] * 3
 
 
 def _write_header(file: BinaryIO, count: int, image: tuple[int, int]) -> None:

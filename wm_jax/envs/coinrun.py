@@ -58,10 +58,7 @@ class CoinRun(Game):
         held = self.held(action)
         if self._game is None:
             raise gymnasium.error.ResetNeeded("the CoinRun level has ended or was never started: call reset()")
-        right = ("ArrowRight" in held) - ("ArrowLeft" in held)
-        up = ("ArrowUp" in held) - ("ArrowDown" in held)
-        # Procgen's nine movements count left-down, left, left-up, down, nothing, up, right-down, right, right-up.
-        self._game.act(np.array([_STANDING + 3 * right + up]))
+        self._game.act(np.array([self._movement(held)]))
         reward, frame, ended = self._observe()
         info: dict[str, Any] = {"level": self._level, "stale": ended}
         if ended:
@@ -77,9 +74,33 @@ class CoinRun(Game):
             self._game.close()
             self._game = None
 
+    def foresee(self, keys: Keys, count: int, coast: int) -> tuple[int, float]:
+        """Tries holding `keys` for `count` frames and nothing for `coast` more, then takes it all back.
+
+        Returns:
+          How many frames the level would go on (all of them if nothing ends it), and the reward on the way.
+        """
+        saved = self._game.get_state()
+        plan = [self._movement(self.held(keys))] * count + [_STANDING] * coast
+        for done, movement in enumerate(plan):
+            self._game.act(np.array([movement]))
+            reward, _, ended = self._observe()
+            if ended:
+                self._game.set_state(saved)
+                return done, reward
+        self._game.set_state(saved)
+        return len(plan), 0.0
+
     def runner(self, rng: np.random.Generator) -> Policy:
-        """Runs right and jumps, more so when the picture stands still; sometimes pauses or turns back."""
+        """Runs right and jumps, looks ahead so as not to die; sometimes pauses or turns back."""
         return _Runner(self, rng)
+
+    @staticmethod
+    def _movement(held: set[str]) -> int:
+        """Procgen's nine movements: left-down, left, left-up, down, nothing, up, right-down, right, right-up."""
+        right = ("ArrowRight" in held) - ("ArrowLeft" in held)
+        up = ("ArrowUp" in held) - ("ArrowDown" in held)
+        return _STANDING + 3 * right + up
 
     def _observe(self) -> tuple[float, np.ndarray, bool]:
         reward, seen, first = self._game.observe()
@@ -87,12 +108,15 @@ class CoinRun(Game):
 
 
 class _Runner:
-    """Holds one combination for a few frames, then thinks again."""
+    """Holds one combination for a few frames, then thinks again; of several ideas it takes the first that it survives."""
+
+    ideas = 8
+    coast = 14
 
     def __init__(self, game: CoinRun, rng: np.random.Generator):
         self.game, self.rng = game, rng
         self.keys, self.left = game.hold(), 0
-        self.jump_rate = rng.uniform(0.15, 0.6)
+        self.jump_rate = rng.uniform(0.3, 0.8)
         self.before: np.ndarray | None = None
         self.still = 0
 
@@ -108,6 +132,17 @@ class _Runner:
         return self.keys
 
     def _decide(self) -> tuple[np.ndarray, int]:
+        best, best_score = (self.game.hold(), 1), -1.0
+        for _ in range(self.ideas):
+            keys, count = self._idea()
+            survived, reward = self.game.foresee(keys, count, self.coast)
+            if survived == count + self.coast or reward > 0:
+                return keys, count
+            if survived > best_score:
+                best, best_score = (keys, count), survived
+        return best
+
+    def _idea(self) -> tuple[np.ndarray, int]:
         rng, hold = self.rng, self.game.hold
         if self.still > 6:
             # Something is in the way: jump over it, or step back to take a run at it.
@@ -116,11 +151,11 @@ class _Runner:
             return hold("ArrowRight", "ArrowUp"), int(rng.integers(6, 20))
         dice = rng.random()
         if dice < 0.05:
-            return hold(), int(rng.integers(3, 15))
+            return hold(), int(rng.integers(3, 12))
         if dice < 0.12:
-            return hold("ArrowLeft", *(["ArrowUp"] if rng.random() < 0.3 else [])), int(rng.integers(4, 20))
+            return hold("ArrowLeft", *(["ArrowUp"] if rng.random() < 0.3 else [])), int(rng.integers(4, 16))
         if dice < 0.15:
             return hold("ArrowUp"), int(rng.integers(4, 12))
-        if dice < 0.15 + self.jump_rate:
+        if rng.random() < self.jump_rate:
             return hold("ArrowRight", "ArrowUp"), int(rng.integers(3, 16))
         return hold("ArrowRight"), int(rng.integers(3, 14))
