@@ -5,6 +5,7 @@ Never knows what the trees mean. Imports config.
 
 from wm_jax.checkpoint.folder import scan
 from wm_jax.checkpoint.train_state import (
+    DONE_FILE,
     Saved,
     checkpoints,
     read_saved,
@@ -16,6 +17,7 @@ from wm_jax.checkpoint.tree import CheckpointError, check_tree, flatten_tree, ne
 from wm_jax.checkpoint.world_files import load_prompts, load_world_files, save_world
 
 __all__ = [
+    "DONE_FILE",
     "CheckpointError",
     "Saved",
     "check_tree",

@@ -1,28 +1,28 @@
 """The only training loop: next batch, step, look at the step before, draw, save; goes on by itself where it was stopped."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wm_jax import checkpoint
 from wm_jax import config as config_file
 from wm_jax.sharding import make_mesh, put_batch, replicate
+from wm_jax.training.config import TrainConfig
+from wm_jax.training.parts import Loader, Parts, make_parts
 from wm_jax.training.tracker import Tracker
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 WORLD = "world"
-MAY_CHANGE = frozenset({"steps", "log_every", "picture_every", "save_every", "keep", "data.workers"})
+MAY_CHANGE = frozenset({"steps", "log_every", "picture_every", "save_every", "keep", "tensorboard"})
 
 
 class TrainingError(RuntimeError):
@@ -42,70 +42,46 @@ class LoopConfig(Protocol):
     def save_every(self) -> int: ...
     @property
     def keep(self) -> int: ...
-    @property
-    def init_from(self) -> str | None: ...
 
 
-class Loader(Protocol):
-    """Batches of host arrays, and a position that can be kept."""
-
-    def __next__(self) -> Any: ...
-    def get_state(self) -> Any: ...
-    def set_state(self, state: Any) -> None: ...
+def train(config: TrainConfig, out: Path) -> None:
+    """Trains one stage of a world until `config.steps`; see `run`."""
+    run(config, out, make_parts(config), has_tensorboard=config.tensorboard)
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What the loop drives: one stage of training.
+def run(config: LoopConfig, out: Path, parts: Parts, has_tensorboard: bool = False) -> None:
+    """Drives any parts until `config.steps`, from the newest checkpoint in `out` where there is one.
 
-    Attributes:
-      state: A fresh train state; its field `params` holds the weights.
-      loader: Batches.
-      step: `(state, batch) -> (state, metrics)`, compiled, the state donated.
-      draw: `(state, batch) -> uint8 [h w 3]`.
-      load_weights: `(state, folder) -> state` with the weights of another run or world.
-      export: `(state, folder)` writes the finished world.
-      frames_per_step: Frames in a batch.
-    """
-
-    state: Any
-    loader: Loader
-    step: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
-    draw: Callable[[Any, Any], np.ndarray]
-    load_weights: Callable[[Any, Path], Any]
-    export: Callable[[Any, Path], None]
-    frames_per_step: int
-
-
-def run(config: LoopConfig, out: Path, make_parts: Callable[[], Parts], has_tensorboard: bool = False) -> None:
-    """Trains until `config.steps`, from the newest checkpoint in `out` where there is one.
-
-    Writes `config.json`, `metrics.jsonl`, `pictures/`, `checkpoints/<step>/` and, at the end, `world/`. SIGTERM and
-    SIGINT save a checkpoint and leave the program with 128 + the signal's number.
+    Writes `config.json`, `metrics.jsonl`, `pictures/`, `checkpoints/<step>/` and, with each checkpoint, `world/`.
+    SIGTERM and SIGINT save a checkpoint and leave the program with 128 + the signal's number.
 
     Args:
       config: Any dataclass with the fields of `LoopConfig`.
       out: The run's folder.
-      make_parts: Makes what is to be driven; called once the folder is known to fit the config.
+      parts: What is to be driven.
       has_tensorboard: Write `out/tensorboard` too.
 
     Raises:
       TrainingError: another process trains in `out`, the config is not the folder's, or the loss is not a number.
       CheckpointError: a checkpoint cannot be saved, or is not sound.
+      MissingExtraError: TensorBoard is asked for and not installed.
     """
     if jax.process_count() > 1:
         raise TrainingError(f"{jax.process_count()} processes: this loop runs on the devices of one machine")
     with _locked(out):
         saved = _find_checkpoint(config, out)
-        parts = make_parts()
-        state, step = _begin(config, out, parts, saved)
-        config_file.write(config, out / CONFIG_FILE)
+        step = int(saved.name) if saved else 0
         tracker = Tracker(out, config.steps, step, parts.frames_per_step, has_tensorboard)
+        state = replicate(make_mesh(), parts.init(saved is not None))
+        state = checkpoint.restore_state(saved, state) if saved else state
+        loader = parts.make_loader(state)
+        if saved:
+            loader.set_state(checkpoint.read_saved(saved).loader)
+        config_file.write(config, out / CONFIG_FILE)
         with tracker, _Stop() as stop:
-            if step:
+            if saved:
                 tracker.say(f"{out}: goes on after step {step}")
-            state = _drive(config, out, parts, state, step, tracker, stop)
-            parts.export(state, out / WORLD)
+            _drive(config, out, parts, loader, state, step, tracker, stop)
             tracker.say(f"{out / WORLD}: the finished world")
 
 
@@ -130,21 +106,12 @@ def _find_checkpoint(config: LoopConfig, out: Path) -> Path | None:
     return folders[-1]
 
 
-def _begin(config: LoopConfig, out: Path, parts: Parts, saved: Path | None) -> tuple[Any, int]:
-    state = replicate(make_mesh(), parts.state)
-    if saved is not None:
-        found = checkpoint.read_saved(saved)
-        parts.loader.set_state(found.loader)
-        return checkpoint.restore_state(saved, state), found.step
-    if config.init_from is not None:
-        state = replicate(make_mesh(), parts.load_weights(state, Path(config.init_from)))
-    return state, 0
-
-
-def _drive(config: LoopConfig, out: Path, parts: Parts, state: Any, step: int, tracker: Tracker, stop: "_Stop") -> Any:
-    mesh, saved_step, before = make_mesh(), step, None
+def _drive(
+    config: LoopConfig, out: Path, parts: Parts, loader: Loader, state: Any, step: int, tracker: Tracker, stop: "_Stop"
+) -> None:
+    mesh, saved_step, before = make_mesh(), -1, None
     while step < config.steps and not stop.signal:
-        batch = put_batch(mesh, next(parts.loader))
+        batch = put_batch(mesh, next(loader))
         state, metrics = parts.step(state, batch)
         step += 1
         # The device is busy with this step while the host reads the numbers of the one before.
@@ -152,17 +119,16 @@ def _drive(config: LoopConfig, out: Path, parts: Parts, state: Any, step: int, t
         before = (step, metrics)
         if step % config.picture_every == 0:
             with tracker.apart():
-                tracker.picture(step, parts.draw(state, batch))
+                tracker.picture(step, parts.draw(state))
         if step % config.save_every == 0:
             before = _settle(config, out, tracker, before)
-            saved_step = _save(config, out, parts, state, step, tracker)
+            saved_step = _save(config, out, parts, loader, state, step, tracker)
     _settle(config, out, tracker, before)
     if step > saved_step:
-        _save(config, out, parts, state, step, tracker)
+        _save(config, out, parts, loader, state, step, tracker)
     if stop.signal:
         tracker.say(f"{out}: stopped after step {step} and saved; the same command goes on from there")
         raise SystemExit(128 + stop.signal)
-    return state
 
 
 def _settle(
@@ -180,13 +146,16 @@ def _settle(
         tracker.log(step, {name: float(value) for name, value in metrics.items()})
 
 
-def _save(config: LoopConfig, out: Path, parts: Parts, state: Any, step: int, tracker: Tracker) -> int:
-    """Saves a checkpoint, unless its weights are spoiled: the newest one is always good to go on from."""
+def _save(config: LoopConfig, out: Path, parts: Parts, loader: Loader, state: Any, step: int, tracker: Tracker) -> int:
+    """Saves a checkpoint and the world, unless the weights are spoiled: the newest one is always good to go on from."""
     with tracker.apart():
         spoiled = [name for name, leaf in checkpoint.flatten_tree(state.params).items() if not _is_finite(leaf)]
         if spoiled:
             raise _not_a_number(out, f"after step {step} the weights {', '.join(spoiled[:5])} are not finite")
-        checkpoint.save_state(out / CHECKPOINTS, step, state, config, loader=parts.loader.get_state(), keep=config.keep)
+        folder = out / CHECKPOINTS
+        if not (folder / str(step) / checkpoint.DONE_FILE).exists():
+            checkpoint.save_state(folder, step, state, config, loader=loader.get_state(), keep=config.keep)
+        parts.export(state, out / WORLD)
     return step
 
 
@@ -206,7 +175,7 @@ class _Stop:
 
     signal: int = 0
 
-    def __enter__(self) -> "_Stop":
+    def __enter__(self) -> Self:
         self._old: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not in the main thread: nobody sends us signals
             for number in (signal.SIGTERM, signal.SIGINT):
