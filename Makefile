@@ -44,16 +44,14 @@ install: $(VENV)/.test
 
 $(VENV)/.%: requirements/%.txt | $(BIN)/python
 	@echo "Installing $< into $(VENV)"
-	@if command -v uv >/dev/null 2>&1; \
-	    then uv pip install --python $(BIN)/python --no-deps --requirement $<; \
-	    else $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<; fi
+	@{ command -v uv >/dev/null 2>&1 && uv pip install --python $(BIN)/python --no-deps --requirement $<; } || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@
 
 $(BIN)/python:
 	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && echo "Making $(VENV) from $$python" && \
-	if command -v uv >/dev/null 2>&1; \
-	    then uv venv --quiet --allow-existing --python "$$python" $(VENV); \
-	    else "$$python" -m venv $(VENV); fi
+	    if "$$python" -c "import ensurepip" 2>/dev/null; then "$$python" -m venv $(VENV); \
+	    else uv venv --quiet --allow-existing --python "$$python" $(VENV); fi
 
 readme: $(BIN)/python
 	$(BIN)/python scripts/readme_files.py

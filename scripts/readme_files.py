@@ -14,7 +14,7 @@ FOLDERS = ("wm_jax", "pallas_kernels", "configs", "examples")
 def opening(path: Path) -> str:
     """The first sentence of a file's docstring, without the command that may follow it."""
     first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
-    return re.split(r"\.( |$)|: python |: `?python ", first)[0].rstrip(".:")
+    return re.split(r"(?<=\w)\.(?: |$)|: python |: `?python ", first)[0].rstrip(".:")
 
 
 def files() -> list[Path]:
