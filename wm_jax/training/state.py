@@ -1,5 +1,6 @@
 """TrainState: everything a run must remember to go on bit for bit."""
 
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -37,16 +38,13 @@ class TrainState:
 
 
 def init_state(config: TrainConfig) -> TrainState:
-    """The state before the first update; weights from `init_from` or fresh, the autoencoder from its own run.
+    """The state before the first update: fresh weights, the autoencoder from its own run.
 
     Raises:
       CheckpointError: weights of another shape than the config asks for, named leaf by leaf.
     """
     world = World(config.world)
-    if config.init_from is not None:
-        params = _weights_for(world, config.init_from)
-    else:
-        params = world.init(jax.random.key(config.seed))
+    params = world.init(jax.random.key(config.seed))
     if config.autoencoder_from is not None:
         params = {**params, "autoencoder": _autoencoder_for(world, config.autoencoder_from)}
     trained = {name: params[name] for name in config.objective.parts}
@@ -62,16 +60,22 @@ def init_state(config: TrainConfig) -> TrainState:
     )
 
 
+def load_weights(config: TrainConfig, state: TrainState, folder: str | Path) -> TrainState:
+    """The state with all weights of another run or world, optimizer and clock fresh: where fine-tuning starts.
+
+    Raises:
+      CheckpointError: weights of another shape than the config asks for, named leaf by leaf.
+    """
+    _, params = load(folder)
+    checkpoint.check_tree(World(config.world).shapes(), params, folder)
+    trained = {name: params[name] for name in state.params}
+    frozen = {name: params[name] for name in state.frozen}
+    return state.replace(params=trained, ema=jax.tree.map(jnp.copy, trained), frozen=frozen)
+
+
 def world_params(config: TrainConfig, state: TrainState) -> Params:
     """The whole world's weights as they would be served now: slow ones where trained."""
     return config.objective.finish({**state.frozen, **state.ema}, state.carry)
-
-
-def _weights_for(world: World, folder: str) -> Params:
-    other, params = load(folder)
-    checkpoint.check_tree(world.shapes(), params, folder)
-    del other
-    return params
 
 
 def _autoencoder_for(world: World, folder: str) -> Params:

@@ -52,7 +52,7 @@ class Reconstruction:
         """Reconstruction of clips of 2 or more frames; metrics hold the plain PSNR."""
         del slow
         model = world.model(params).autoencoder
-        truth = to_unit(batch["frames"])
+        truth = to_unit(batch.frames)
         mask_key, row_key, level_key, noise_key = jax.random.split(key, 4)
         raw = model.encoder(truth * self._boxes(mask_key, truth.shape))
         deviation = jnp.sqrt(jax.lax.stop_gradient(carry["variance"]))

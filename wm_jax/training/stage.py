@@ -1,0 +1,81 @@
+"""A config made into the parts that the loop drives: state, loader, step, pictures, export."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from wm_jax import checkpoint
+from wm_jax.data.episode import EpisodeFolder
+from wm_jax.data.loader import make_loader
+from wm_jax.training import loop
+from wm_jax.training.config import TrainConfig
+from wm_jax.training.objectives.reconstruction import Reconstruction
+from wm_jax.training.picture import PROMPT_FRAMES, draw
+from wm_jax.training.source import make_source, open_episodes
+from wm_jax.training.state import init_state, load_weights, world_params
+from wm_jax.training.step import make_train_step
+from wm_jax.types import Params
+
+SHIPPED_PROMPTS = 16
+
+
+def train(config: TrainConfig, out: Path) -> None:
+    """Trains until `config.steps`, from the newest checkpoint in `out` where there is one; see `loop.run`."""
+    loop.run(config, out, lambda: make_parts(config), config.tensorboard)
+
+
+def make_parts(config: TrainConfig) -> loop.Parts:
+    """Everything one run needs, from its config.
+
+    Raises:
+      ValueError: dynamics without a trained autoencoder, or recordings of another world.
+    """
+    is_first_stage = isinstance(config.objective, Reconstruction)
+    if not is_first_stage and config.autoencoder_from is None and config.init_from is None:
+        raise ValueError(f"{config.name}: dynamics need a trained autoencoder; give --autoencoder-from runs/<name>")
+    state = init_state(config)
+    held_out = open_episodes(config, config.data.held_out)
+    data, shown = config.data, _shown_clips(held_out, 8 if is_first_stage else 4, 32)
+
+    def export(state: Any, folder: Path) -> None:
+        params = jax.device_get(world_params(config, state))
+        checkpoint.save_world(folder, config.world, params, prompts=first_frames(held_out))
+
+    return loop.Parts(
+        state=state,
+        loader=make_loader(_source(config, state), data.clip_frames, data.batch, data.seed, data.workers),
+        step=make_train_step(config),
+        draw=lambda state, _: draw(config, state, shown),
+        load_weights=lambda state, folder: load_weights(config, state, folder),
+        export=export,
+        frames_per_step=data.batch * data.clip_frames,
+    )
+
+
+def first_frames(episodes: EpisodeFolder, count: int = SHIPPED_PROMPTS) -> dict[str, np.ndarray]:
+    """Prompts for players: a few frames and what led to them, from different episodes, never across a boundary."""
+    length = PROMPT_FRAMES
+    able = [i for i, episode in enumerate(episodes.episodes) if episode.length > 2 * length]
+    chosen = [able[int(i)] for i in np.linspace(0, len(able) - 1, min(count, len(able)))]
+    starts = [1 + i % (episodes.episodes[e].length - length - 1) for i, e in enumerate(chosen)]
+    frames = [episodes.frames(e, s, length) for e, s in zip(chosen, starts, strict=True)]
+    keys = [episodes.keys(e, s, length) for e, s in zip(chosen, starts, strict=True)]
+    return {"frames": np.stack(frames), "keys": np.stack(keys)}
+
+
+def _source(config: TrainConfig, state: Any) -> Any:
+    params: Params = {**state.frozen, **state.params}
+    return make_source(config, params)
+
+
+def _shown_clips(episodes: EpisodeFolder, count: int, length: int) -> dict[str, np.ndarray]:
+    """Held-out clips for pictures: the same ones through a whole run."""
+    able = [i for i, episode in enumerate(episodes.episodes) if episode.length > length]
+    if not able:
+        raise ValueError(f"{episodes.path} has no episode longer than {length} frames to draw pictures of")
+    chosen = [able[int(i)] for i in np.linspace(0, len(able) - 1, count)]
+    frames = np.stack([episodes.frames(e, episodes.episodes[e].length - length, length) for e in chosen])
+    keys = np.stack([episodes.keys(e, episodes.episodes[e].length - length, length) for e in chosen])
+    return {"frames": frames, "keys": keys}
