@@ -159,8 +159,13 @@ class EpisodeFolder:
 
     def read(self, start: int, length: int) -> Clip:
         """Frames, keys and episode starts of `[start, start + length)` counted over the whole folder, without batch axis."""
-        frames, part = self.read_frames(start, length), slice(start, start + length)
-        return Clip(frames, Controls(self._keys[part].copy()), self._is_first[part].copy())
+        return Clip(self.read_frames(start, length), *self.read_controls(start, length))
+
+    def read_controls(self, start: int, length: int) -> tuple[Controls, Bool[np.ndarray, " t"]]:
+        """`read` without the frames: what led to each, and which start an episode."""
+        self._in_folder(start, length)
+        part = slice(start, start + length)
+        return Controls(self._keys[part].copy()), self._is_first[part].copy()
 
     def _read_part(self, shard: int, inside: int, out: np.ndarray) -> None:
         """Fills `out` from one shard. A plain read: mapped pages would count as this process's memory and fault one by one."""

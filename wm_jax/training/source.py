@@ -7,17 +7,34 @@ import os
 from pathlib import Path
 from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 from rich.progress import track
 
 from wm_jax.data.episode import EpisodeFolder
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
-from wm_jax.types import Params
+from wm_jax.types import Controls, Params
 from wm_jax.world import World
 
 ENCODE_FRAMES = 256
+
+
+@flax.struct.dataclass
+class LatentClip:
+    """A `Clip` with latents in place of frames.
+
+    Attributes:
+      latents: At unit variance per channel, float16 on the way.
+      controls: `controls[t]` leads to frame t.
+      is_first: Frame t starts an episode.
+    """
+
+    latents: Float[Any, "b t y x c"]
+    controls: Controls
+    is_first: Bool[Any, "b t"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +53,10 @@ class LatentSource:
     def num_frames(self) -> int:
         return self.episodes.num_frames
 
-    def read(self, start: int, length: int) -> dict[str, np.ndarray]:
-        """Latents, keys and is_first of `length` frames from `start`, counted over the whole folder."""
-        controls = self.episodes.read_controls(start, length)
-        return {"latents": np.array(self.latents[start : start + length]), **controls}
+    def read(self, start: int, length: int) -> LatentClip:
+        """`length` frames from `start`, counted over the whole folder, without batch axis."""
+        controls, is_first = self.episodes.read_controls(start, length)
+        return LatentClip(np.array(self.latents[start : start + length]), controls, is_first)
 
 
 def make_source(config: TrainConfig, params: Params) -> EpisodeFolder | LatentSource:

@@ -53,21 +53,21 @@ class ShortcutForcing:
         return params
 
     def loss(self, world: World, params: Params, slow: Params, batch: Any, key: jax.Array, step, carry):
-        """Weighted squared error in clean-latent space; `batch` holds latents, keys and is_first."""
+        """Weighted squared error in clean-latent space; `batch` has latents, controls and is_first."""
         model, config = world.model(params), world.config.dynamics
-        clean = batch["latents"].astype(jnp.float32)
+        clean = batch.latents.astype(jnp.float32)
         keys = jax.random.split(key, 6)
         level, stride, is_boot, is_past = self._levels(config, keys[0], clean.shape[:2])
-        segment, is_known = self._segments(keys[1], batch["is_first"])
+        segment, is_known = self._segments(keys[1], batch.is_first)
         noise = jax.random.normal(keys[2], clean.shape, jnp.float32)
         dirty = clean + self._recycle(keys[3], clean, is_past, step, carry["errors"])
         noisy = mix(noise, dirty, _at(level / config.levels))
-        conditions = model.embedder(batch["keys"], is_known)
+        conditions = model.embedder(batch.controls.keys, is_known)
         guess = model.dynamics.denoise_clip(noisy, level, stride, conditions, segment)
         rows = self._boot_rows(clean.shape[0])
         target = clean
         if rows:
-            few = jax.tree.map(lambda leaf: leaf[:rows], (noisy, level, stride, is_boot, batch["keys"], is_known, segment))
+            few = jax.tree.map(lambda leaf: leaf[:rows], (noisy, level, stride, is_boot, batch.controls.keys, is_known, segment))
             target = jnp.concatenate([_two_small(world, slow, clean[:rows], *few), clean[rows:]])
         error = jnp.mean((guess - target) ** 2, axis=(2, 3, 4))
         weight = 0.9 * level / config.levels + 0.1
