@@ -1,22 +1,22 @@
 """The only training loop: next batch, step, look at the step before, draw, save; goes on by itself where it was stopped."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wm_jax import checkpoint
 from wm_jax import config as config_file
 from wm_jax.sharding import make_mesh, put_batch, replicate
-from wm_jax.training.config import TrainConfig
-from wm_jax.training.parts import Loader, Parts, make_parts
 from wm_jax.training.tracker import Tracker
 
 CONFIG_FILE = "config.json"
@@ -44,9 +44,34 @@ class LoopConfig(Protocol):
     def keep(self) -> int: ...
 
 
-def train(config: TrainConfig, out: Path) -> None:
-    """Trains one stage of a world until `config.steps`; see `run`."""
-    run(config, out, make_parts(config), has_tensorboard=config.tensorboard)
+class Loader(Protocol):
+    """Batches of host arrays, and a position that can be kept."""
+
+    def __next__(self) -> Any: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the loop drives: one stage of training.
+
+    Attributes:
+      init: `is_resumed -> state`: a fresh train state with the weights in its field `params`. When resumed, all its
+        leaves are overwritten: only structure and shapes matter then.
+      make_loader: `state -> loader`.
+      step: `(state, batch) -> (state, metrics)`, compiled, the state donated; metrics hold `loss`.
+      draw: `state -> uint8 [h w 3]`.
+      export: `(state, folder)` writes the world as it is now.
+      frames_per_step: Frames in a batch.
+    """
+
+    init: Callable[[bool], Any]
+    make_loader: Callable[[Any], Loader]
+    step: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
+    draw: Callable[[Any], np.ndarray]
+    export: Callable[[Any, Path], None]
+    frames_per_step: int
 
 
 def run(config: LoopConfig, out: Path, parts: Parts, has_tensorboard: bool = False) -> None:

@@ -1,7 +1,7 @@
 """A config made into the parts that the loop drives: state, loader, step, pictures, export."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,16 +14,15 @@ from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
 from wm_jax.training.picture import PROMPT_FRAMES, draw
 from wm_jax.training.source import make_source, open_episodes
-from wm_jax.training.state import init_state, load_weights, world_params
+from wm_jax.training.state import TrainState, init_state, load_weights, world_params
 from wm_jax.training.step import make_train_step
-from wm_jax.types import Params
 
 SHIPPED_PROMPTS = 16
 
 
 def train(config: TrainConfig, out: Path) -> None:
     """Trains until `config.steps`, from the newest checkpoint in `out` where there is one; see `loop.run`."""
-    loop.run(config, out, lambda: make_parts(config), config.tensorboard)
+    loop.run(config, out, make_parts(config), config.tensorboard)
 
 
 def make_parts(config: TrainConfig) -> loop.Parts:
@@ -35,20 +34,28 @@ def make_parts(config: TrainConfig) -> loop.Parts:
     is_first_stage = isinstance(config.objective, Reconstruction)
     if not is_first_stage and config.autoencoder_from is None and config.init_from is None:
         raise ValueError(f"{config.name}: dynamics need a trained autoencoder; give --autoencoder-from runs/<name>")
-    state = init_state(config)
     held_out = open_episodes(config, config.data.held_out)
     data, shown = config.data, _shown_clips(held_out, 8 if is_first_stage else 4, 32)
 
-    def export(state: Any, folder: Path) -> None:
+    def init(is_resumed: bool) -> TrainState:
+        if is_resumed:  # the checkpoint holds what came from other runs; those may be gone
+            return init_state(dataclasses.replace(config, autoencoder_from=None))
+        state = init_state(config)
+        return state if config.init_from is None else load_weights(config, state, config.init_from)
+
+    def loader(state: TrainState) -> loop.Loader:
+        source = make_source(config, {**state.frozen, **state.params})
+        return make_loader(source, data.clip_frames, data.batch, data.seed, data.workers)
+
+    def export(state: TrainState, folder: Path) -> None:
         params = jax.device_get(world_params(config, state))
         checkpoint.save_world(folder, config.world, params, prompts=first_frames(held_out))
 
     return loop.Parts(
-        state=state,
-        loader=make_loader(_source(config, state), data.clip_frames, data.batch, data.seed, data.workers),
+        init=init,
+        make_loader=loader,
         step=make_train_step(config),
-        draw=lambda state, _: draw(config, state, shown),
-        load_weights=lambda state, folder: load_weights(config, state, folder),
+        draw=lambda state: draw(config, state, shown),
         export=export,
         frames_per_step=data.batch * data.clip_frames,
     )
@@ -63,11 +70,6 @@ def first_frames(episodes: EpisodeFolder, count: int = SHIPPED_PROMPTS) -> dict[
     frames = [episodes.frames(e, s, length) for e, s in zip(chosen, starts, strict=True)]
     keys = [episodes.keys(e, s, length) for e, s in zip(chosen, starts, strict=True)]
     return {"frames": np.stack(frames), "keys": np.stack(keys)}
-
-
-def _source(config: TrainConfig, state: Any) -> Any:
-    params: Params = {**state.frozen, **state.params}
-    return make_source(config, params)
 
 
 def _shown_clips(episodes: EpisodeFolder, count: int, length: int) -> dict[str, np.ndarray]:
