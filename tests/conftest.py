@@ -1,4 +1,4 @@
-"""What every test runs under: the CPU, strict dtypes and ranks, one compile cache; warnings are errors by pyproject.toml."""
+"""What every test runs under: the CPU, strict dtypes, one compile cache; warnings are errors by pyproject.toml."""
 
 import os
 from collections.abc import Generator
@@ -17,8 +17,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # after the environment above, which it reads
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.hookimpl(wrapper=True)
