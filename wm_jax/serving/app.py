@@ -6,7 +6,7 @@ import hmac
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -66,8 +66,9 @@ CLOSE_CODES = {
     ErrorCode.FORBIDDEN_ORIGIN: CloseCode.FORBIDDEN_ORIGIN,
     ErrorCode.UNKNOWN_SESSION: CloseCode.UNKNOWN_SESSION,
 }
+# The page itself never evaluates text; browser drivers that wait for a condition in it do.
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-eval'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
@@ -350,8 +351,20 @@ def make_server(config: ServeConfig, app: FastAPI) -> DrainingServer:
     return DrainingServer(settings, app.state.service)
 
 
-def serve(config: ServeConfig, world: World, params: Params, prompts: Prompt) -> None:
-    """Serves a world until told to stop."""
+def serve(
+    config: ServeConfig,
+    world: World,
+    params: Params,
+    prompts: Prompt,
+    announce: Callable[[str], None] = log.info,
+) -> None:
+    """Serves a world until told to stop; `announce` is told the URL once the socket listens.
+
+    Raises:
+      OSError: the address is taken or not this machine's.
+    """
     use_compile_cache(compile_cache_dir(config))
     with contextlib.closing(listen(config)) as sock:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        announce(f"http://{host}:{sock.getsockname()[1]}")
         make_server(config, make_app(config, world, params, prompts)).run(sockets=[sock])

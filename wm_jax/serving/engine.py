@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, UInt8
 from wm_jax.serving.session import Opening
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world.state import WorldState, empty, put
-from wm_jax.world.step import start, step
+from wm_jax.world.step import pick_prompt, start, step
 from wm_jax.world.world import World
 
 Report = Callable[[str, float], None]
@@ -32,13 +32,16 @@ class Scenes:
         """The prompt of one session, batch 1: its own image held still, the scene it names, or the seed's."""
         if self.prompts.frames is None:
             return Prompt()
-        row = (opening.seed if opening.prompt is None else opening.prompt) % self.count
-        frames = np.asarray(self.prompts.frames[row : row + 1])
-        keys = None if self.prompts.controls is None else np.asarray(self.prompts.controls.keys[row : row + 1])
+        chosen = pick_prompt(self.prompts, opening.seed) if opening.prompt is None else self._row(opening.prompt)
+        frames = np.asarray(chosen.frames)
+        keys = None if chosen.controls is None else np.asarray(chosen.controls.keys)
         if opening.image is not None:
             frames = np.broadcast_to(opening.image, frames.shape)
             keys = None if keys is None else np.zeros_like(keys)
         return Prompt(frames, None if keys is None else Controls(keys))
+
+    def _row(self, index: int) -> Prompt:
+        return jax.tree.map(lambda leaf: leaf[index : index + 1], self.prompts)
 
 
 class Engine:

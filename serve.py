@@ -1,0 +1,103 @@
+"""Play a world in the browser, or dream a video from a file of keys.
+
+    python serve.py worlds/coinrun                      then open http://127.0.0.1:8000 and press the arrow keys
+    python serve.py runs/x                              a training run's own world (runs/x/world)
+    python serve.py worlds/coinrun --slots 4            four players in one batch
+    python serve.py worlds/coinrun --host 0.0.0.0 --auth SECRET             other machines may play, with the secret
+    python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4    no server: keys in, video out
+
+actions.npz holds `keys`, bool [frames, keys of the world]: numpy.savez("actions.npz", keys=held).
+Scripts talk to the server over a WebSocket (examples/stream.py); GET /openapi.json describes the HTTP half.
+"""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from wm_jax.config import ConfigError
+from wm_jax.serving.config import ServeConfig, ServeConfigError, compile_cache_dir
+from wm_jax.types import Params, Prompt
+from wm_jax.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeArgs:
+    """What to serve, and how.
+
+    Attributes:
+      world: Folder of a released world or of a training run.
+      rollout: Dream these keys (.npz) instead of serving.
+      out: The MP4 that --rollout writes.
+      seed: Seed of --rollout; a session with the same seed dreams the same.
+      server: Address, slots, limits.
+    """
+
+    world: Annotated[Path, tyro.conf.Positional]
+    rollout: Path | None = None
+    out: Path = Path("dream.mp4")
+    seed: int = 0
+    server: tyro.conf.OmitArgPrefixes[ServeConfig] = dataclasses.field(default_factory=ServeConfig)
+
+
+def main() -> None:
+    console = Console()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        args = tyro.cli(ServeArgs, description=__doc__)
+        run(args, console)
+    except (ServeConfigError, ConfigError, ValueError, OSError) as error:
+        console.print(f"[bold red]error[/]  {error}", markup=True, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def run(args: ServeArgs, console: Console) -> None:
+    """Opens the world, then serves it or dreams from it."""
+    from wm_jax.serving.engine import use_compile_cache
+    from wm_jax.world import load, load_prompts
+
+    use_compile_cache(compile_cache_dir(args.server))
+    world, params = load(args.world)
+    prompts = load_prompts(args.world)
+    if args.rollout is None:
+        play(args.server, world, params, prompts, console)
+    else:
+        dream(args, world, params, prompts, console)
+
+
+def play(server: ServeConfig, world: World, params: Params, prompts: Prompt, console: Console) -> None:
+    """Serves until told to stop (Ctrl-C, SIGTERM)."""
+    from wm_jax.serving import serve
+
+    config = world.config
+    keys = ", ".join(f"{key.code} {key.label}" for key in config.controls.keys)
+    console.print(f"[bold]{config.name}[/]  {config.image[1]}x{config.image[0]} at {config.fps:g} fps  ({keys})")
+    serve(server, world, params, prompts, announce=lambda url: _invite(console, url))
+
+
+def _invite(console: Console, url: str) -> None:
+    console.print(f"play it at [bold cyan]{url}[/]  (Ctrl-C stops)", highlight=False)
+
+
+def dream(args: ServeArgs, world: World, params: Params, prompts: Prompt, console: Console) -> None:
+    """Writes the video of --rollout."""
+    from wm_jax.serving.offline import read_keys, write_rollout
+
+    assert args.rollout is not None
+    keys = read_keys(args.rollout, world.config.controls)
+    with Progress(console=console) as progress:
+        task = progress.add_task("dreaming", total=len(keys))
+        write_rollout(
+            world, params, prompts, keys, args.out, args.seed, lambda done, _: progress.update(task, completed=done)
+        )
+    console.print(f"wrote {args.out}: {len(keys)} frames at {world.config.fps:g} fps", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A small client of wm.v1 for Python: opens a session, sends messages, receives frames. Used by the bench and examples."""
+
+import asyncio
+import dataclasses
+import json
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from wm_jax.serving.codec import decode_image
+from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
+
+
+class ServerError(RuntimeError):
+    """The server said no; the message is the server's own."""
+
+
+@dataclasses.dataclass
+class Client:
+    """An open session. Messages that arrive while frames are awaited are kept in `messages`.
+
+    Attributes:
+      created: The first message, `session.created`.
+    """
+
+    socket: ClientConnection
+    created: dict[str, Any]
+    messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.socket.send(json.dumps({"type": kind, **fields}))
+
+    async def receive(self) -> dict[str, Any] | tuple[FramesHeader, list[UInt8[np.ndarray, "h w 3"]]]:
+        """The next message, or the next frames, decoded and acknowledged.
+
+        Raises:
+          ServerError: the server reports an error.
+        """
+        data = await self.socket.recv()
+        if isinstance(data, str):
+            message: dict[str, Any] = json.loads(data)
+            if message["type"] == "error":
+                raise ServerError(f"{message['code']}: {message['message']}")
+            return message
+        header, payloads = unpack_frames(data)
+        await self.send("frame.ack", seq=header.seq)
+        return header, [decode(header, payload) for payload in payloads]
+
+    async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
+        """Frames as they come."""
+        while True:
+            got = await self.receive()
+            if isinstance(got, dict):
+                self.messages.append(got)
+                continue
+            for index, frame in enumerate(got[1]):
+                yield got[0].model_copy(update={"frame_id": got[0].frame_id + index}), frame
+
+
+def decode(header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """One payload as pixels."""
+    if header.codec == "raw":
+        return np.frombuffer(payload, np.uint8).reshape(header.h, header.w, 3)
+    return simplejpeg.decode_jpeg(payload) if header.codec == "jpeg" else decode_image(payload)
+
+
+def request(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
+    """One REST call.
+
+    Raises:
+      ServerError: the server answers with an error, in its own words.
+    """
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {auth}"} if auth else {})
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ServerError(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}") from None
+
+
+@asynccontextmanager
+async def open_session(url: str, auth: str | None = None, **body: Any) -> AsyncIterator[Client]:
+    """A session of the server at `url`, connected; ended when the block is left. `body` as `CreateSession`.
+
+    Raises:
+      ServerError: the server is full, does not know the model, or refuses the connection.
+    """
+
+    ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", body, auth)
+    protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + ticket["token"])]
+    try:
+        async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as socket:
+            first = json.loads(await socket.recv())
+            if first["type"] != "session.created":
+                raise ServerError(f"{first.get('code')}: {first.get('message')}")
+            yield Client(socket, first)
+    finally:
+        token = auth or ticket["token"]
+        await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)

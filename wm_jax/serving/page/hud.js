@@ -1,0 +1,92 @@
+/** What is shown around the picture: numbers, the trace of frame gaps, the overlay, the size of the screen. */
+
+/** @param {string} id */
+export const at = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+/** @param {string} id @param {string} value @param {string} [unit] */
+function put(id, value, unit = "") {
+  const element = at(id);
+  const text = value + unit;
+  if (element.dataset.text === text) return;
+  element.dataset.text = text;
+  element.textContent = value;
+  if (unit) element.append(Object.assign(document.createElement("small"), { textContent: unit }));
+}
+
+/** @param {import("./player.js").Player} player */
+export function drawNumbers(player) {
+  const { p50, p95 } = player.latency;
+  put("fps", player.fps ? player.fps.toFixed(1) : "–");
+  put("latency", p50 === null ? "–" : p50.toFixed(0), p50 === null ? "" : " ms");
+  put("latency95", p95 === null ? "–" : p95.toFixed(0), p95 === null ? "" : " ms");
+  put("dropped", String(player.dropped));
+  put("frame", String(Math.max(player.frameId, 0)));
+  put("step", player.stepMs ? player.stepMs.toFixed(1) : "–", player.stepMs ? " ms" : "");
+}
+
+/** The gaps between the last frames as bars; the line is the world's own pace. @param {number[]} shownAt @param {number} fps */
+export function drawGaps(shownAt, fps) {
+  const canvas = /** @type {HTMLCanvasElement} */ (at("gaps"));
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const scale = devicePixelRatio;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  if (canvas.width !== Math.round(width * scale)) {
+    canvas.width = Math.round(width * scale);
+    canvas.height = Math.round(height * scale);
+  }
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.clearRect(0, 0, width, height);
+  const period = 1000 / fps;
+  const unit = height / (3 * period);
+  const gaps = shownAt.slice(1).map((time, index) => time - shownAt[index]);
+  gaps.reverse().forEach((gap, index) => {
+    const x = width - 5 * (index + 1);
+    if (x < 0) return;
+    const tall = Math.min(height, gap * unit);
+    context.fillStyle = gap > 1.8 * period ? "#fb7185" : gap > 1.3 * period ? "#fbbf24" : "#6ee7d8aa";
+    context.fillRect(x, height - tall, 3.5, tall);
+  });
+  context.fillStyle = "#ffffff2e";
+  context.fillRect(0, height - period * unit, width, 1);
+}
+
+/**
+ * @param {{title: string, text?: string, progress?: number|null, button?: string, asksSecret?: boolean, isWaiting?: boolean}|null} what
+ */
+export function overlay(what) {
+  at("overlay").classList.toggle("gone", what === null);
+  if (what === null) return;
+  at("overlay-title").textContent = what.title;
+  at("overlay-text").textContent = what.text ?? "";
+  at("spinner").hidden = !what.isWaiting;
+  at("overlay-bar").hidden = what.progress == null;
+  at("overlay-fill").style.width = `${100 * (what.progress ?? 0)}%`;
+  at("overlay-button").hidden = !what.button;
+  at("overlay-button").textContent = what.button ?? "";
+  at("overlay-form").hidden = !what.asksSecret;
+}
+
+/** @param {"good"|"bad"|""} mood @param {string} text */
+export function state(mood, text) {
+  at("dot").className = `dot ${mood}`;
+  at("state").textContent = text;
+}
+
+/** @param {{slots: number, slots_free: number}} limits */
+export function seats({ slots, slots_free }) {
+  const taken = slots - slots_free;
+  const marks = slots > 12 ? [] : Array.from({ length: slots }, (_, i) => Object.assign(document.createElement("i"), { className: i < taken ? "taken" : "" }));
+  at("seats").replaceChildren(...marks, `${taken} of ${slots} ${slots === 1 ? "slot" : "slots"} taken`);
+}
+
+/** The largest whole multiple of the world's pixels that fits. @param {HTMLCanvasElement} canvas */
+export function fit(canvas) {
+  const isNarrow = innerWidth <= 860;
+  const room = isNarrow
+    ? { w: innerWidth - 24, h: Math.max(240, innerHeight * 0.52) }
+    : { w: Math.min(innerWidth, 1180) - 388, h: innerHeight - 86 };
+  const exact = Math.min(room.w / canvas.width, room.h / canvas.height);
+  const scale = exact >= 4 ? Math.floor(exact) : Math.floor(exact * 4) / 4;
+  canvas.style.width = `${Math.max(scale, 0.25) * canvas.width}px`;
+  canvas.style.height = `${Math.max(scale, 0.25) * canvas.height}px`;
+}

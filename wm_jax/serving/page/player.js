@@ -1,0 +1,204 @@
+/** One session: opens it, keeps its socket alive, draws its frames, measures key to pixel on this machine's own clock. */
+
+import { AUTH_PREFIX, CLOSE, SUBPROTOCOL, unpackFrames } from "./protocol.js";
+
+const PING_MS = 4000;
+const RETRY_MS = [300, 700, 1500, 3000, 5000];
+const SAMPLES = 240;
+/** A page that vanishes without a word keeps its slot this long. */
+const LINGER_S = 15;
+
+/** @param {number[]} sorted @param {number} share */
+const quantile = (sorted, share) => (sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : null);
+
+/** A REST refusal, in the server's words. */
+export class Refused extends Error {
+  /** @param {number} status @param {{code?: string, message?: string}} body @param {number} retryMs */
+  constructor(status, body, retryMs) {
+    super(body.message ?? `the server answered ${status}`);
+    this.status = status;
+    this.code = body.code ?? "";
+    this.retryMs = retryMs;
+  }
+}
+
+/** Events: `created`, `status`, `frame`, `problem` (an error message), `lost`, `refused` (a Refused), `ended`. */
+export class Player extends EventTarget {
+  /** @param {HTMLCanvasElement} canvas */
+  constructor(canvas) {
+    super();
+    this.canvas = canvas;
+    this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
+    this.secret = "";
+    /** @type {any} */ this.session = null;
+    /** @type {any} */ this.ticket = null;
+    this.seed = 0;
+    this.source = "dream";
+    this.frames = 0;
+    this.frameId = -1;
+    this.dropped = 0;
+    this.stepMs = 0;
+    /** @type {number[]} */ this.shownAt = [];
+    /** @type {number[]} */ this.latencies = [];
+    /** @type {Map<number, number>} */ this.pressed = new Map();
+    this.eventId = 0;
+    this.attempt = 0;
+    this.epoch = 0;
+    /** @type {WebSocket|null} */ this.socket = null;
+    setInterval(() => this.send({ type: "ping", client_ts: performance.now() }), PING_MS);
+  }
+
+  /** A new session; the old one is given up. */
+  async open() {
+    const epoch = ++this.epoch;
+    this.socket?.close(CLOSE.NORMAL);
+    this.session = null;
+    try {
+      const ticket = await this._post("/v1/sessions", { source: this.source, init: { seed: this.seed }, linger_s: LINGER_S });
+      if (epoch !== this.epoch) return;
+      this.ticket = ticket;
+      this._connect(ticket.session_id, ticket.token, epoch);
+    } catch (error) {
+      if (epoch !== this.epoch) return;
+      if (error instanceof Refused) this._tell("refused", error);
+      else this._retry(epoch, () => this.open());
+    }
+  }
+
+  /** Gives the slot back: the page is about to go. */
+  leave() {
+    if (!this.ticket) return;
+    const headers = { Authorization: `Bearer ${this.secret || this.ticket.token}` };
+    fetch(`/v1/sessions/${this.ticket.session_id}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+  }
+
+  /** @param {object} message */
+  send(message) {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  }
+
+  /** @param {string[]} held */
+  press(held) {
+    const id = ++this.eventId;
+    const now = performance.now();
+    this.pressed.set(id, now);
+    this.send({ type: "action", event_id: id, held, client_ts: now });
+  }
+
+  /** @param {"pause"|"resume"} op */
+  control(op) {
+    this.send({ type: "control", op, event_id: ++this.eventId });
+  }
+
+  /** @param {number} seed */
+  reset(seed) {
+    this.seed = seed;
+    this.send({ type: "control", op: "reset", seed, event_id: ++this.eventId });
+  }
+
+  /** @param {"dream"|"real"} source */
+  play(source) {
+    this.source = source;
+    this.latencies = [];
+    this.send({ type: "session.update", source, event_id: ++this.eventId });
+  }
+
+  get fps() {
+    const now = performance.now();
+    this.shownAt = this.shownAt.filter((at) => now - at < 2000);
+    return this.shownAt.length > 1 ? (1000 * (this.shownAt.length - 1)) / Math.max(now - this.shownAt[0], 1) : 0;
+  }
+
+  get latency() {
+    const sorted = [...this.latencies].sort((a, b) => a - b);
+    return { p50: quantile(sorted, 0.5), p95: quantile(sorted, 0.95), count: sorted.length };
+  }
+
+  /** @param {string} id @param {string} token @param {number} epoch */
+  _connect(id, token, epoch) {
+    const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/sessions/${id}/ws`;
+    const socket = new WebSocket(url, [SUBPROTOCOL, AUTH_PREFIX + token]);
+    socket.binaryType = "arraybuffer";
+    this.socket = socket;
+    let last = Promise.resolve();
+    socket.onmessage = ({ data }) => {
+      if (epoch !== this.epoch) return;
+      if (typeof data === "string") this._hear(JSON.parse(data));
+      else last = last.then(() => this._show(data, socket));
+    };
+    socket.onclose = ({ code }) => {
+      if (epoch !== this.epoch) return;
+      if (code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
+      else if (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL) {
+        this._retry(epoch, () => this._connect(this.session.id, this.session.resumeToken, epoch));
+      } else this._retry(epoch, () => this.open());
+    };
+  }
+
+  /** @param {any} message */
+  _hear(message) {
+    if (message.type === "session.created") {
+      this.attempt = 0;
+      this.pressed.clear();
+      this.session = { ...message.session, capabilities: message.capabilities, resumeToken: message.resume_token };
+      this._tell("created", this.session);
+    } else if (message.type === "ping") {
+      this.send({ type: "pong", event_id: message.event_id, client_ts: message.client_ts });
+    } else if (message.type === "error") this._tell("problem", message);
+    else this._tell(message.type, message);
+  }
+
+  /** Draws one message of frames, then gives its credit back. @param {ArrayBuffer} data @param {WebSocket} socket */
+  async _show(data, socket) {
+    const { header, payloads } = unpackFrames(data);
+    const images = await Promise.all(payloads.map((bytes) => createImageBitmap(new Blob([bytes], { type: `image/${header.codec}` }))));
+    for (const image of images) {
+      if (this.canvas.width !== image.width || this.canvas.height !== image.height) {
+        this.canvas.width = image.width;
+        this.canvas.height = image.height;
+        this._tell("size", header);
+      }
+      this.context.drawImage(image, 0, 0);
+      image.close();
+    }
+    const now = performance.now();
+    if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "frame.ack", seq: header.seq, render_ts: now }));
+    this.frames += header.n;
+    this.frameId = header.frame_id + header.n - 1;
+    this.dropped = header.dropped;
+    this.stepMs = header.t.step;
+    this.shownAt.push(now);
+    this._measure(header, now);
+    this._tell("frame", header);
+  }
+
+  /** The first frame that obeys an event ends that event's way. @param {any} header @param {number} now */
+  _measure(header, now) {
+    const pressedAt = this.pressed.get(header.last_event_id);
+    if (pressedAt === undefined) return;
+    for (const id of this.pressed.keys()) if (id <= header.last_event_id) this.pressed.delete(id);
+    this.latencies.push(now - pressedAt);
+    if (this.latencies.length > SAMPLES) this.latencies.shift();
+  }
+
+  /** @param {number} epoch @param {() => void} again */
+  _retry(epoch, again) {
+    const wait = RETRY_MS[Math.min(this.attempt++, RETRY_MS.length - 1)];
+    this._tell("lost", { attempt: this.attempt, wait });
+    setTimeout(() => epoch === this.epoch && again(), wait);
+  }
+
+  /** @param {string} url @param {object} body */
+  async _post(url, body) {
+    const headers = { "Content-Type": "application/json", ...(this.secret && { Authorization: `Bearer ${this.secret}` }) };
+    const answer = await fetch(url, { method: "POST", headers, body: JSON.stringify(body) });
+    const found = await answer.json();
+    if (!answer.ok) throw new Refused(answer.status, found, 1000 * Number(answer.headers.get("Retry-After") ?? 0));
+    return found;
+  }
+
+  /** @param {string} name @param {unknown} detail */
+  _tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
