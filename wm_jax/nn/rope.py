@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
-def rotate(x: Float[Array, "*b n k"], position: Float[Array, "*#b"], base: float) -> Float[Array, "*b n k"]:
+def rotate(x: Float[Array, "*b n k"], position: Num[Array, "*#b"], base: float) -> Float[Array, "*b n k"]:
     """`x` turned by `position`, channel pair (i, i + k/2) at rate `base ** (-2i/k)`; angles in float32.
 
     Source: RoFormer, section 3.2.

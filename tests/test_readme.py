@@ -1,0 +1,125 @@
+"""Every command and every snippet that the README and the docs show, run at a small size in a folder of their own."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+FEW_STEPS = "--steps 2 --log-every 1 --picture-every 2 --save-every 2"
+FEW_CLIPS = "--clips 2 --rows 2 --films 1 --horizons 1 4 --drift-frames 0 --latency-frames 0 --held-out-frames 600"
+
+# What a page shows -> what is run here, in this order. `make` itself is only asked what it would do: what it would do is
+# the other lines, or this very test run.
+SMALL = {
+    "make play": "make --dry-run play",
+    "python -m wm_jax.data.record --env bouncing_ball --frames 60000 --out episodes/bouncing_ball":
+        "python -m wm_jax.data.record --env bouncing_ball --frames 1200 --out episodes/bouncing_ball",
+    "python -m wm_jax.data.record --env bouncing_ball --frames 6000 --split held_out --out episodes/bouncing_ball_held_out":
+        "python -m wm_jax.data.record --env bouncing_ball --frames 600 --split held_out"
+        " --out episodes/bouncing_ball_held_out",
+    "python -m wm_jax.data.inspect episodes/bouncing_ball --out report/bouncing_ball": "{}",
+    "python train.py configs/toy/autoencoder.py": "{} " + FEW_STEPS,
+    "python train.py configs/toy/dynamics.py": "{} " + FEW_STEPS,
+    "python -m wm_jax.eval runs/toy":
+        "python -m wm_jax.eval.inverse --episodes episodes/bouncing_ball --out idm.safetensors --steps 2"
+        " && {} --inverse idm.safetensors " + FEW_CLIPS,
+    "python serve.py runs/toy": "SERVE {}",
+    "python train.py configs/toy/dynamics.py --help": "{}",
+    "python train.py configs/toy/dynamics.py --optimizer.learning-rate 1e-3 --init-from runs/toy --out runs/toy_again":
+        "{} " + FEW_STEPS,
+    "python serve.py worlds/coinrun --port 8001": "SERVE {}",
+    "python examples/stream.py --url http://127.0.0.1:8001 --out stream.mp4":
+        "SERVE python serve.py worlds/coinrun --port 8001 && {} --frames 3",
+    "python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4": "{}",
+    "python -m wm_jax.eval worlds/coinrun": "{} " + FEW_CLIPS,
+    "make test": "make --dry-run test",
+    "python -m wm_jax.data.inspect episodes/my_game --out report/my_game": "{}",
+    "python -m pip install --no-deps -r requirements/games.txt": "test -s requirements/games.txt",
+}  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language on all pages, in order."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository seen through links, so that what the commands write lies beside it and not in it."""
+    made = tmp_path_factory.mktemp("readme")
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in ("build", "runs", "episodes", "report"):
+            (made / path.name).symlink_to(path)
+    return made
+
+
+def run(command: str, folder: Path) -> str:
+    """What the command says; it must end well."""
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env={**os.environ, **paths}, check=False, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def serving(command: str, folder: Path) -> Iterator[None]:
+    """A server that is up, and that ends well when told to stop."""
+    words = [sys.executable, "-u", *command.split()[1:]]
+    log = folder / "serve.log"
+    with log.open("w") as out, subprocess.Popen(words, cwd=folder, stdout=out, stderr=out) as server:
+        try:
+            while "play it at" not in log.read_text():
+                assert server.poll() is None, log.read_text()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.wait(0.2)
+            yield
+            server.terminate()
+            assert server.wait(60) == 0, log.read_text()
+        finally:
+            server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
+def test_every_command_shown_is_run_here() -> None:
+    shown = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    assert list(dict.fromkeys(shown)) and set(shown) == set(SMALL)
+
+
+@pytest.mark.slow
+def test_every_snippet_runs(folder: Path) -> None:
+    for snippet in blocks("python"):
+        (folder / "snippet.py").write_text(textwrap.dedent(snippet))
+        run("python -c \"exec(open('snippet.py').read())\"", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", SMALL)
+def test_the_command_runs(shown: str, folder: Path) -> None:
+    command = SMALL[shown].replace("{}", shown).replace("8001", str(free_port()))
+    if not command.startswith("SERVE "):
+        run(command, folder)
+        return
+    server, *then = command.removeprefix("SERVE ").split(" && ")
+    if "--port" not in server:
+        server += f" --port {free_port()}"
+    with serving(server, folder):
+        for client in then:
+            run(client, folder)
