@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ("autoencoder", "checkpoint", "conditioning", "dynamics", "nn", "pallas_kernels", "samplers", "world")
-CORE_FILES = ("test_checkpoint.py", "test_config.py", "test_sharding.py")
+CORE_FILES = ("test_checkpoint.py", "test_config.py", "test_shapes.py", "test_sharding.py")
 
 # In the environment and not only in jax.config, so that the processes which tests start compile into the same cache.
 os.environ["JAX_PLATFORMS"] = "cpu"
