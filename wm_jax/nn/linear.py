@@ -14,5 +14,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if use_bias else None
 
     def __call__(self, x):
-        y = x @ self.kernel[...].astype(x.dtype)
+        # As one matrix: XLA on a CPU contracts three leading axes of a gradient at half the speed of one.
+        kernel = self.kernel[...].astype(x.dtype)
+        y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

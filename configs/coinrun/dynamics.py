@@ -1,0 +1,26 @@
+"""Dynamics of CoinRun, on the latents of configs/coinrun/autoencoder.py.
+
+    python train.py configs/coinrun/dynamics.py
+"""
+
+from configs.coinrun.autoencoder import WORLD
+from wm_jax.data.loader import DataConfig
+from wm_jax.training.config import TrainConfig
+from wm_jax.training.objectives.shortcut_forcing import ShortcutForcing
+from wm_jax.training.optimizer import OptimizerConfig
+
+
+def config() -> TrainConfig:
+    return TrainConfig(
+        name="coinrun",
+        world=WORLD,
+        objective=ShortcutForcing(recycle_from=3300),
+        data=DataConfig(
+            episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=24, batch=8
+        ),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, ema=0.998),
+        steps=5000,
+        picture_every=500,
+        save_every=250,
+        autoencoder_from="runs/coinrun_autoencoder",
+    )

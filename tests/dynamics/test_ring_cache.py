@@ -1,0 +1,79 @@
+"""Laws of the ring: it forgets the oldest frame and only it, whatever the time of a row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wm_jax.dynamics import DynamicsConfig, ring_cache
+
+CONFIG = DynamicsConfig(
+    width=8, heads=1, kv_heads=1, head_size=4, hidden=8, repeats=1, registers=0, window_frames=4, sinks=1
+)
+
+
+def entries(frame, batch=2):
+    """Keys that spell the frame they belong to."""
+    return jnp.full((1, batch, 1, 3, 1, 4), float(frame))
+
+
+def filled(frames, active=(True, True)):
+    cache = ring_cache.init(CONFIG, 3, 2)
+    for frame in range(frames):
+        cache = ring_cache.write(cache, entries(frame), entries(frame), jnp.asarray(active))
+    return cache
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 9, 11])
+def test_ring_forgets_the_oldest_frame_and_only_it(frames):
+    cache = filled(frames)
+    expected = set(range(max(0, frames - 4), frames))
+    for row in range(2):
+        held = {int(f) for f in cache.frame[row] if f != ring_cache.NEVER}
+        assert held == expected
+        for slot, frame in enumerate(np.asarray(cache.frame[row])):
+            if frame != ring_cache.NEVER:
+                assert np.all(np.asarray(cache.keys[0, row, slot]) == frame)
+
+
+def test_ages_count_from_the_next_frame():
+    ages = np.asarray(ring_cache.ages(filled(6)))
+    assert sorted(ages[0].tolist()) == [1, 2, 3, 4]
+    assert np.asarray(ring_cache.ages(filled(2)))[0].tolist() == [2, 1, 0, 0]
+
+
+def test_an_idle_row_keeps_every_bit():
+    before = filled(6)
+    after = ring_cache.write(before, entries(77), entries(77), jnp.asarray([True, False]))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        axis = 1 if old.ndim == 6 else 0
+        np.testing.assert_array_equal(np.asarray(old).take(1, axis), np.asarray(new).take(1, axis))
+    assert int(after.next[0]) == 7 and int(after.next[1]) == 6
+
+
+def test_rebase_moves_ids_by_whole_turns_and_touches_nothing_else():
+    cache = filled(11)
+    late = cache.replace(frame=cache.frame + 4 * 1024, next=cache.next + 4 * 1024)
+    back = ring_cache.rebase(late, limit=64)
+    np.testing.assert_array_equal(ring_cache.ages(back), ring_cache.ages(late))
+    np.testing.assert_array_equal(back.next % 4, late.next % 4)
+    assert int(back.next[0]) < int(late.next[0])
+    np.testing.assert_array_equal(back.keys, late.keys)
+
+
+def test_ids_stay_small_for_ever():
+    cache, largest = filled(0), 0
+    for _ in range(200):
+        cache = ring_cache.write(cache, entries(0), entries(0), jnp.asarray([True, True]))
+        cache = ring_cache.rebase(cache, limit=32)
+        largest = max(largest, int(cache.next.max()))
+    assert largest <= 32
+
+
+def test_sinks_keep_the_first_frame_of_the_session():
+    cache = filled(9)
+    assert np.all(np.asarray(cache.sink_keys[0, :, 0]) == 0.0)
+    assert np.all(np.asarray(filled(1).sink_values[0, :, 0]) == 0.0)
+    started = ring_cache.write(ring_cache.init(CONFIG, 3, 2), entries(5), entries(5), jnp.asarray([True, True]))
+    later = ring_cache.write(started, entries(6), entries(6), jnp.asarray([True, True]))
+    assert np.all(np.asarray(later.sink_keys) == 5.0)

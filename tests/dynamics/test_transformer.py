@@ -1,0 +1,169 @@
+"""Laws of the dynamics: cached equals uncached, the future cannot change the past, stale entries are never read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from wm_jax.conditioning import ConditioningConfig, Embedder
+from wm_jax.dynamics import Dynamics, DynamicsConfig, ring_cache
+
+WINDOW, FRAMES, BATCH = 4, 13, 2
+PATTERNS = {"factored": ("space", "time"), "full": ("full", "space"), "all": ("space", "time", "full")}
+
+
+def make(pattern, sinks=0):
+    config = DynamicsConfig(
+        width=32, heads=4, kv_heads=2, head_size=8, hidden=48, pattern=pattern, repeats=2, patch=1, registers=2,
+        window_frames=WINDOW, sinks=sinks, levels=16,
+    )  # fmt: skip
+    rngs = nnx.Rngs(0)
+    model = Dynamics(config, (2, 3), 5, rngs)
+    embedder = Embedder(ConditioningConfig(keys=3), 32, rngs)
+    rng = np.random.default_rng(0)
+
+    def roughen(leaf):
+        return leaf + jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+
+    for module in (model, embedder):
+        nnx.update(module, jax.tree.map(roughen, nnx.state(module)))
+    return config, model, embedder
+
+
+def clip():
+    rng = np.random.default_rng(1)
+    latents = jnp.asarray(rng.standard_normal((BATCH, FRAMES, 2, 3, 5)), jnp.float32)
+    keys = jnp.asarray(rng.random((BATCH, FRAMES, 3)) < 0.5)
+    return latents, keys
+
+
+def whole(model, embedder, latents, keys, level, segment=None):
+    """One windowed forward over the clip."""
+    conditions = embedder(keys, jnp.ones(keys.shape[:2], bool))
+    segment = jnp.zeros(keys.shape[:2], jnp.int32) if segment is None else segment
+    return model.denoise_clip(latents, level, jnp.full_like(level, 4), conditions, segment)
+
+
+def one_by_one(config, model, embedder, latents, keys, level, poison=False):
+    """The same answers frame by frame through the cache."""
+    cache = ring_cache.init(config, model.tokens_per_frame, BATCH)
+    if poison:
+        cache = cache.replace(keys=cache.keys * jnp.nan, values=cache.values * jnp.nan)
+    seen, out = jnp.ones((BATCH, 1), bool), []
+    for t in range(FRAMES):
+        conditions = embedder(keys[:, t : t + 1], jnp.ones((BATCH, 1), bool))
+        frame = latents[:, t : t + 1]
+        guess, (k, v) = model.denoise(
+            frame, level[:, t : t + 1], jnp.full((1, 1), 4), conditions, cache, seen
+        )
+        cache = ring_cache.rebase(ring_cache.write(cache, k, v, jnp.ones((BATCH,), bool)), limit=3 * WINDOW)
+        out.append(guess)
+    return jnp.concatenate(out, axis=1)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_cached_equals_uncached(name, sinks):
+    config, model, embedder = make(PATTERNS[name], sinks)
+    latents, keys = clip()
+    level = jnp.full((BATCH, FRAMES), config.context_index)
+    expected = whole(model, embedder, latents, keys, level)
+    found = one_by_one(config, model, embedder, latents, keys, level)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert float(jnp.std(expected)) > 1e-2
+
+
+def test_stale_entries_are_never_read():
+    config, model, embedder = make(PATTERNS["all"])
+    latents, keys = clip()
+    level = jnp.full((BATCH, FRAMES), config.context_index)
+    found = one_by_one(config, model, embedder, latents, keys, level, poison=True)
+    np.testing.assert_allclose(found, whole(model, embedder, latents, keys, level), atol=1e-5)
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_several_frames_in_flight_equal_one_at_a_time(sinks):
+    config, model, embedder = make(PATTERNS["all"], sinks)
+    latents, keys = clip()
+    conditions = embedder(keys[:, :6], jnp.ones((BATCH, 6), bool))
+    level = jnp.full((BATCH, FRAMES), config.context_index)
+    empty = ring_cache.init(config, model.tokens_per_frame, BATCH)
+    first = jax.tree.map(lambda leaf: leaf[:, :4], conditions)
+    rest = jax.tree.map(lambda leaf: leaf[:, 4:6], conditions)
+    cache = model.commit(latents[:, :4], first, empty, jnp.ones((BATCH,), bool))
+    seen = jnp.ones((BATCH, 2), bool)
+    guess, _ = model.denoise(latents[:, 4:6], level[:1, 4:6], jnp.full((1, 2), 4), rest, cache, seen)
+    expected = one_by_one(config, model, embedder, latents, keys, level)[:, 4:6]
+    np.testing.assert_allclose(guess, expected, atol=1e-5)
+
+
+def test_an_unseen_frame_in_flight_is_invisible_to_the_next():
+    config, model, embedder = make(PATTERNS["all"])
+    latents, keys = clip()
+    conditions = embedder(keys[:, :2], jnp.ones((BATCH, 2), bool))
+    cache = ring_cache.init(config, model.tokens_per_frame, BATCH)
+    seen = jnp.asarray([[False, True]] * BATCH)
+
+    def second(first):
+        both = jnp.stack([first, latents[:, 1]], axis=1)
+        return model.denoise(both, jnp.asarray([[3, 0]]), jnp.asarray([[4, 2]]), conditions, cache, seen)[0][:, 1]
+
+    np.testing.assert_array_equal(second(latents[:, 0]), second(latents[:, 5]))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_future_controls_cannot_change_the_past(name):
+    config, model, embedder = make(PATTERNS[name])
+    latents, keys = clip()
+    level = jnp.full((BATCH, FRAMES), 3)
+    conditions = embedder(keys, jnp.ones(keys.shape[:2], bool))
+
+    def past(tokens):
+        given = conditions.replace(tokens=tokens)
+        segment = jnp.zeros((BATCH, FRAMES), jnp.int32)
+        guess = model.denoise_clip(latents, level, jnp.full_like(level, 4), given, segment)
+        return jnp.sum(guess[:, :7] ** 2)
+
+    gradient = jax.grad(past)(conditions.tokens)
+    assert float(jnp.abs(gradient[:, 7:]).max()) == 0.0
+    assert float(jnp.abs(gradient[:, :7]).min(axis=(0, 2, 3)).max()) > 0.0
+
+
+def test_the_window_ends_where_it_says():
+    config, model, embedder = make(("space", "time"))
+    one_layer = config.repeats  # information travels one window a looking layer
+    latents, keys = clip()
+    level = jnp.full((BATCH, FRAMES), 3)
+
+    def last(latents):
+        return whole(model, embedder, latents, keys, level)[:, -1].sum()
+
+    reach = np.abs(jax.grad(last)(latents)).sum(axis=(0, 2, 3, 4))
+    oldest = FRAMES - 1 - WINDOW * one_layer
+    assert np.all(reach[:oldest] == 0.0) and np.all(reach[oldest:] > 0.0)
+
+
+def test_segments_never_see_each_other():
+    config, model, embedder = make(PATTERNS["all"])
+    latents, keys = clip()
+    level = jnp.full((BATCH, FRAMES), 3)
+    segment = jnp.asarray(np.repeat([[0] * 5 + [1] * (FRAMES - 5)], BATCH, 0))
+    changed = latents.at[:, :5].add(1.0)
+    expected = whole(model, embedder, latents, keys, level, segment)
+    np.testing.assert_array_equal(whole(model, embedder, changed, keys, level, segment)[:, 5:], expected[:, 5:])
+
+
+def test_a_config_that_cannot_be_is_refused_with_both_sides():
+    with pytest.raises(ValueError, match="heads 6 is no multiple of dynamics.kv_heads 4"):
+        DynamicsConfig(heads=6, kv_heads=4)
+    with pytest.raises(ValueError, match="levels 12"):
+        DynamicsConfig(levels=12)
+    with pytest.raises(ValueError, match="no dynamics size 'huge'"):
+        DynamicsConfig.size("huge")
+
+
+def test_the_clean_row_is_never_fed():
+    for levels in (2, 16, 32, 64):
+        for context in (0.9, 0.99, 1.0):
+            assert DynamicsConfig(levels=levels, context_level=context).context_index < levels
