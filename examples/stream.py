@@ -1,7 +1,5 @@
 """Stream a world without losing a frame: python serve.py worlds/coinrun, then python examples/stream.py --out dream.mp4.
-
-Stepped mode: the world waits for each `step`, so a slow script still gets every frame.
-"""
+Stepped mode: the world waits for each `step`, so a slow script still gets every frame."""
 
 import asyncio
 import dataclasses

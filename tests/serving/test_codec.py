@@ -1,0 +1,48 @@
+"""Frames to bytes and back."""
+
+import av
+import numpy as np
+import pytest
+import simplejpeg
+
+from wm_jax.serving.codec import Mp4Writer, decode_image, encode
+
+
+def picture(height: int = 24, width: int = 32) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([8 * x, 8 * y, 4 * (x + y)], axis=-1).astype(np.uint8)
+
+
+def test_png_and_raw_lose_nothing():
+    frame = picture()
+    assert np.array_equal(decode_image(encode(frame, "png", 90)), frame)
+    assert np.array_equal(np.frombuffer(encode(frame, "raw", 90), np.uint8).reshape(frame.shape), frame)
+
+
+def test_jpeg_is_close_and_its_quality_counts():
+    frame = picture()
+    good, poor = encode(frame, "jpeg", 90), encode(frame, "jpeg", 10)
+    assert len(poor) < len(good)
+    assert np.abs(simplejpeg.decode_jpeg(good).astype(int) - frame).mean() < 3
+
+
+def test_a_frame_that_is_a_view_is_encoded_too():
+    batch = np.stack([picture(), picture()[::-1]])
+    assert encode(batch[1], "jpeg", 90) == encode(np.ascontiguousarray(batch[1]), "jpeg", 90)
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a" + bytes(20), encode(picture(), "png", 90)[:40]])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(ValueError, match="neither a PNG nor a JPEG"):
+        decode_image(data)
+
+
+def test_a_video_holds_every_frame(tmp_path):
+    with Mp4Writer(tmp_path / "v.mp4", 30.0, (24, 32), scale=2) as video:
+        for _ in range(7):
+            video.write(picture())
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 7
+    assert frames[0].shape == (48, 64, 3)
+    assert np.abs(frames[-1][::2, ::2].astype(int) - picture()).mean() < 8

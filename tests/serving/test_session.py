@@ -1,0 +1,127 @@
+"""The latch: what is pressed counts in a frame that is known at once."""
+
+import numpy as np
+import pytest
+
+from wm_jax.serving.outbox import Outbox
+from wm_jax.serving.protocol import Action, ErrorCode, Held, Refusal, Step
+from wm_jax.serving.session import MAX_WAITING_STEPS, Opening, Session
+from wm_jax.types import ControlSpace, KeyBinding
+
+KEYS = ControlSpace((KeyBinding("ArrowLeft", "left"), KeyBinding("ArrowRight", "right"), KeyBinding("Space", "fire")))
+
+
+def session(mode="realtime") -> Session:
+    return Session(KEYS, 30.0, Outbox(None if mode == "stepped" else 2), Opening(5), mode=mode, max_step_frames=16)
+
+
+def press(to: Session, **fields) -> int:
+    return to.press(Action(type="action", **fields))
+
+
+def keys_of(taken) -> list[bool]:
+    assert taken is not None
+    return taken.keys.tolist()
+
+
+def test_the_newest_action_wins_and_stays_held():
+    player = session()
+    assert press(player, held=["ArrowLeft"], event_id=1) == 0
+    assert press(player, held=["ArrowRight", "Space"], event_id=2, client_ts=7.5) == 0
+    first, second = player.take(), player.take()
+    assert keys_of(first) == keys_of(second) == [False, True, True]
+    assert first is not None and (first.event_id, first.client_ts, first.frame_id) == (2, 7.5, 0)
+    assert press(player, held=[]) == 2
+
+
+def test_raw_is_the_worlds_own_row():
+    player = session()
+    press(player, raw=[0, 1, 0.9])
+    assert keys_of(player.take()) == [False, True, True]
+
+
+def test_an_action_may_be_scheduled_for_a_later_frame():
+    player = session()
+    assert press(player, held=["Space"], at=2, event_id="later") == 2
+    assert [keys_of(player.take())[2] for _ in range(4)] == [False, False, True, True]
+    assert press(player, held=[], at=1) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "says"),
+    [
+        ({"held": ["KeyQ"]}, ErrorCode.UNKNOWN_KEY, "ArrowLeft, ArrowRight, Space"),
+        ({"raw": [1.0]}, ErrorCode.WRONG_DIMENSION, "1 numbers, this world has 3"),
+        ({}, ErrorCode.BAD_MESSAGE, "held"),
+        ({"held": [], "mouse": [1.0, 2.0]}, ErrorCode.UNSUPPORTED, "mouse"),
+    ],
+)
+def test_a_refused_action_names_both_sides_and_changes_nothing(fields, code, says):
+    player = session()
+    press(player, held=["Space"])
+    with pytest.raises(Refusal, match=says) as refusal:
+        press(player, **fields)
+    assert refusal.value.code == code
+    assert keys_of(player.take()) == [False, False, True]
+
+
+def test_a_session_starts_once_and_again_when_reset():
+    player = session()
+    first, second = player.take(), player.take()
+    assert first is not None and first.opening == Opening(5)
+    assert second is not None and second.opening is None
+    assert player.restart(seed=9) == 2
+    third = player.take()
+    assert third is not None and third.opening == Opening(9) and third.frame_id == 2
+
+
+def test_a_step_makes_its_frames_and_the_last_action_holds():
+    player = session("stepped")
+    assert player.take() is None
+    actions = [Held(held=["ArrowLeft"]), Held(held=["Space"])]
+    assert player.ask(Step(type="step", step_id="a", actions=actions, n=4)) == 0
+    assert player.ask(Step(type="step", step_id="b", n=1)) == 4
+    rows = [keys_of(player.take()) for _ in range(5)]
+    assert [row[0] for row in rows] == [True, False, False, False, False]
+    assert [row[2] for row in rows[:4]] == [False, True, True, True]
+    assert player.take() is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "step", "code"),
+    [
+        ("realtime", {"n": 1}, ErrorCode.WRONG_MODE),
+        ("stepped", {"n": 17}, ErrorCode.STEP_TOO_LONG),
+        ("stepped", {"n": 1, "actions": [Held(held=[]), Held(held=[])]}, ErrorCode.WRONG_DIMENSION),
+        ("stepped", {"actions": [Held(raw=[1.0])]}, ErrorCode.WRONG_DIMENSION),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused(mode, step, code):
+    with pytest.raises(Refusal) as refusal:
+        session(mode).ask(Step(type="step", step_id=1, **step))
+    assert refusal.value.code == code
+
+
+def test_a_step_id_is_not_used_for_two_things():
+    player = session("stepped")
+    player.ask(Step(type="step", step_id=1, n=2))
+    player.ask(Step(type="step", step_id=1, n=2))
+    with pytest.raises(Refusal, match="other content"):
+        player.ask(Step(type="step", step_id=1, n=3))
+    assert sum(player.take() is not None for _ in range(4)) == 2
+
+
+def test_waiting_steps_are_bounded():
+    player = session("stepped")
+    for step in range(MAX_WAITING_STEPS):
+        player.ask(Step(type="step", step_id=step))
+    with pytest.raises(Refusal) as refusal:
+        player.ask(Step(type="step", step_id=99))
+    assert refusal.value.code == ErrorCode.BUSY
+
+
+def test_a_player_who_left_holds_nothing():
+    player = session()
+    press(player, held=["Space"])
+    player.release_keys()
+    assert not np.any(keys_of(player.take()))
