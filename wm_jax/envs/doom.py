@@ -4,6 +4,7 @@ The 256x192 view, without head-up display and weapon bob, is cropped to its squa
 One frame is two tics of the game (17.5 frames a second). A level is a map, a place to start and a direction to look.
 """
 
+import contextlib
 import os
 import tempfile
 import weakref
@@ -24,7 +25,7 @@ TICS_PER_FRAME = 2
 TURN_PER_TIC = 3.5
 _SETTINGS = (
     "+snd_efx 0 -nosound -nomonsters -deathmatch +movebob 0 +sv_infiniteammo 1 +sv_noweaponspawn 1 +sv_nohealth 1 "
-    "+sv_noarmor 1 +sv_noitems 1 +cl_showsecretmessage 0 +con_midtime 0"
+    "+sv_noarmor 1 +sv_noitems 1 +gl_cachenodes 0 +cl_showsecretmessage 0 +con_midtime 0"
 )
 _BRIGHTER = (255 * (np.arange(256) / 255) ** 0.6).round().astype(np.uint8)
 
@@ -134,6 +135,9 @@ class Doom(Game):
         game.add_game_args(_SETTINGS)
         game.set_doom_map(f"MAP{self._map:02d}")
         game.init()
+        # The game leaves an empty folder wherever it is started.
+        with contextlib.suppress(OSError):
+            os.rmdir("_vizdoom")
         # Closes a game that nobody closed before its folder goes, else ViZDoom complains that it cannot save.
         self._closer = weakref.finalize(self, game.close)
         self._game = game
