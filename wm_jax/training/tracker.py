@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -57,17 +57,18 @@ class Tracker:
         self._clock_step, self._clock_time, self._apart = start, math.nan, 0.0
         self._has_tensorboard = has_tensorboard
         self._stack = contextlib.ExitStack()
+        self._board: Any = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
 
     def __enter__(self) -> Self:
         _forget_after(self.out / METRICS_FILE, self._step)
         self._file = self._stack.enter_context((self.out / METRICS_FILE).open("a"))
-        self._board = None
         if self._has_tensorboard:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self._step + 1)
             self._stack.callback(self._board.close)
-        self._bar, self._task = None, None
         if self.console.is_terminal:
             said = TextColumn("{task.fields[said]}")
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), said, TimeElapsedColumn())
@@ -85,7 +86,7 @@ class Tracker:
         self._step = step
         if math.isnan(self._clock_time):
             self._clock_step, self._clock_time = step, time.perf_counter()
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -95,12 +96,12 @@ class Tracker:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items() if self._board is not None else ():
-            if name != "step" and value is not None and self._board is not None:
+            if name != "step" and value is not None:
                 self._board.add_scalar(name, value, step)
         said = f"loss {metrics.get('loss', math.nan):.4g}"
         if rate:
             said += f"  {rate:,.0f} frames/s  eta {_clock((self.steps - step) * self.frames_per_step / rate)}"
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             self._bar.update(self._task, said=said)
         else:
             self.say(f"step {step}/{self.steps}  {said}")

@@ -1,0 +1,145 @@
+"""Both stages of a real, tiny world: recordings in, a world out; stopped and started again it ends at the same bits."""
+
+import dataclasses
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import wm_jax.world
+from wm_jax import checkpoint
+from wm_jax.checkpoint import CheckpointError
+from wm_jax.data.loader import DataConfig
+from wm_jax.data.writer import EpisodeWriter
+from wm_jax.training import loop, stage
+from wm_jax.training.config import TrainConfig
+from wm_jax.training.objectives.reconstruction import Reconstruction
+from wm_jax.training.objectives.shortcut_forcing import ShortcutForcing
+from wm_jax.training.optimizer import OptimizerConfig
+
+WORLD = wm_jax.world.tiny_world()[0].config
+
+
+def record(path: Path, seed: int) -> None:
+    """Three episodes of a bright square that the keys push about."""
+    rng = np.random.default_rng(seed)
+    facts = {"env": "square", "source": "synthetic", "split": "train"}
+    with EpisodeWriter(path, controls=WORLD.controls, image=WORLD.image, fps=30.0, facts=facts) as writer:
+        for level in range(3):
+            keys = rng.random((40, 4)) < 0.3
+            keys[0] = False
+            frames = np.zeros((40, 32, 32, 3), np.uint8)
+            place = np.cumsum(keys[:, [3, 1]].astype(int) - keys[:, [2, 0]], axis=0) + 12
+            for frame, (y, x) in zip(frames, place % 24, strict=True):
+                frame[y : y + 6, x : x + 6] = (250, 200, 40)
+            writer.add(frames, keys, level=level, policy="random", seed=seed)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recordings, and both stages trained without a break."""
+    folder = tmp_path_factory.mktemp("stages")
+    record(folder / "episodes", 0)
+    record(folder / "held_out", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stage.train(first_stage(), folder / "autoencoder")
+        stage.train(second_stage(), folder / "dynamics")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+
+
+def first_stage(**fields: Any) -> TrainConfig:
+    config = TrainConfig(
+        name="tiny_autoencoder",
+        world=WORLD,
+        objective=Reconstruction(),
+        data=DataConfig(episodes="episodes", held_out="held_out", clip_frames=2, batch=4),
+        optimizer=OptimizerConfig(warmup_steps=1, use_muon=False),
+        steps=4,
+        log_every=1,
+        picture_every=4,
+        save_every=2,
+    )
+    return dataclasses.replace(config, **fields)
+
+
+def second_stage(**fields: Any) -> TrainConfig:
+    config = first_stage(
+        name="tiny",
+        objective=ShortcutForcing(bank=16, recycle_from=1),
+        data=DataConfig(episodes="episodes", held_out="held_out", clip_frames=6, batch=4),
+        optimizer=OptimizerConfig(warmup_steps=1),
+        autoencoder_from="autoencoder",
+    )
+    return dataclasses.replace(config, **fields)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "world" / "weights.safetensors").read_bytes()
+
+
+def test_both_stages_leave_a_world_that_loads_with_prompts_and_pictures(runs: Path) -> None:
+    for name in ("autoencoder", "dynamics"):
+        world, params = wm_jax.world.load(runs / name)
+        assert world.config == WORLD
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+        assert wm_jax.world.load_prompts(runs / name).frames is not None
+        assert (runs / name / "pictures" / "step_000004.png").is_file()
+
+
+def test_the_second_stage_keeps_the_autoencoder_of_the_first(runs: Path) -> None:
+    first, second = (wm_jax.world.load(runs / name)[1] for name in ("autoencoder", "dynamics"))
+    jax.tree.map(np.testing.assert_array_equal, first["autoencoder"], second["autoencoder"])
+
+
+def test_a_stopped_run_started_again_ends_at_the_same_bits(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the run that gave the autoencoder is gone by then."""
+    shutil.copytree(runs / "autoencoder", runs / "lent")
+    config, make_loader = second_stage(autoencoder_from="lent"), stage.make_loader
+
+    class Terminating:
+        def __init__(self, loader: Any):
+            self.loader, self.count = loader, 0
+            self.get_state, self.set_state = loader.get_state, loader.set_state
+
+        def __next__(self) -> Any:
+            self.count += 1
+            if self.count == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return next(self.loader)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(stage, "make_loader", lambda *arguments: Terminating(make_loader(*arguments)))
+        stage.train(config, runs / "stopped")
+    assert checkpoint.checkpoints(runs / "stopped" / "checkpoints")[-1].name == "3"
+    shutil.rmtree(runs / "lent")
+    stage.train(config, runs / "stopped")
+    assert weights(runs / "stopped") == weights(runs / "dynamics")
+
+
+def test_fine_tuning_starts_from_all_weights_of_the_other_run(runs: Path) -> None:
+    still = OptimizerConfig(learning_rate=0.0, warmup_steps=1)
+    stage.train(second_stage(autoencoder_from=None, init_from="dynamics", optimizer=still, steps=1), runs / "tuned")
+    assert weights(runs / "tuned") == weights(runs / "dynamics")
+
+
+def test_weights_of_another_world_are_refused_leaf_by_leaf(runs: Path) -> None:
+    wider = dataclasses.replace(WORLD, dynamics=dataclasses.replace(WORLD.dynamics, hidden=128))
+    config = second_stage(world=wider, init_from="dynamics")
+    with pytest.raises(CheckpointError, match="of another shape: dynamics/.*the config needs"):
+        stage.train(config, runs / "wider")
+
+
+def test_a_changed_world_is_refused_by_field_on_resume(runs: Path) -> None:
+    with pytest.raises(loop.TrainingError, match="data.batch is 2, the folder has 4"):
+        stage.train(first_stage(data=dataclasses.replace(first_stage().data, batch=2)), runs / "autoencoder")
