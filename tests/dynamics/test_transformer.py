@@ -42,7 +42,8 @@ def whole(model, embedder, latents, keys, level, segment=None):
     """One windowed forward over the clip."""
     conditions = embedder(keys, jnp.ones(keys.shape[:2], bool))
     segment = jnp.zeros(keys.shape[:2], jnp.int32) if segment is None else segment
-    return model.denoise_clip(latents, level, jnp.full_like(level, 4), conditions, segment)
+    answer = jax.jit(lambda noisy: model.denoise_clip(noisy, level, jnp.full_like(level, 4), conditions, segment))
+    return answer(latents)
 
 
 def one_by_one(config, model, embedder, latents, keys, level, poison=False):
@@ -50,14 +51,17 @@ def one_by_one(config, model, embedder, latents, keys, level, poison=False):
     cache = ring_cache.init(config, model.tokens_per_frame, BATCH)
     if poison:
         cache = cache.replace(keys=cache.keys * jnp.nan, values=cache.values * jnp.nan)
-    seen, out = jnp.ones((BATCH, 1), bool), []
+    seen, every, out = jnp.ones((BATCH, 1), bool), jnp.ones((BATCH,), bool), []
+
+    @jax.jit
+    def step(frame, keys, level, cache):
+        conditions = embedder(keys, seen)
+        guess, (k, v) = model.denoise(frame, level, jnp.full_like(level, 4), conditions, cache, seen)
+        return guess, ring_cache.rebase(ring_cache.write(cache, k, v, every), limit=3 * WINDOW)
+
     for t in range(FRAMES):
-        conditions = embedder(keys[:, t : t + 1], jnp.ones((BATCH, 1), bool))
-        frame = latents[:, t : t + 1]
-        guess, (k, v) = model.denoise(
-            frame, level[:, t : t + 1], jnp.full((1, 1), 4), conditions, cache, seen
-        )
-        cache = ring_cache.rebase(ring_cache.write(cache, k, v, jnp.ones((BATCH,), bool)), limit=3 * WINDOW)
+        now = slice(t, t + 1)
+        guess, cache = step(latents[:, now], keys[:, now], level[:, now], cache)
         out.append(guess)
     return jnp.concatenate(out, axis=1)
 
@@ -125,7 +129,7 @@ def test_future_controls_cannot_change_the_past(name):
         guess = model.denoise_clip(latents, level, jnp.full_like(level, 4), given, segment)
         return jnp.sum(guess[:, :7] ** 2)
 
-    gradient = jax.grad(past)(conditions.tokens)
+    gradient = jax.jit(jax.grad(past))(conditions.tokens)
     assert float(jnp.abs(gradient[:, 7:]).max()) == 0.0
     assert float(jnp.abs(gradient[:, :7]).min(axis=(0, 2, 3)).max()) > 0.0
 
@@ -139,7 +143,7 @@ def test_the_window_ends_where_it_says():
     def last(latents):
         return whole(model, embedder, latents, keys, level)[:, -1].sum()
 
-    reach = np.abs(jax.grad(last)(latents)).sum(axis=(0, 2, 3, 4))
+    reach = np.abs(jax.jit(jax.grad(last))(latents)).sum(axis=(0, 2, 3, 4))
     oldest = FRAMES - 1 - WINDOW * one_layer
     assert np.all(reach[:oldest] == 0.0) and np.all(reach[oldest:] > 0.0)
 

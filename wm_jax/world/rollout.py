@@ -43,7 +43,7 @@ def predict_next(
     return _predict_next(world, params, frames, keys, empty(world, frames.shape[0], key))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=0)
 def _predict_next(world: World, params: Params, frames, keys, state: WorldState):
     autoencoder = world.model(params).autoencoder
     active = jnp.ones(state.frame.shape, bool)

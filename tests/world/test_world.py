@@ -1,0 +1,73 @@
+"""Laws of a world on disk: what was saved is what is loaded, and nothing else is."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import wm_jax as wm
+from wm_jax import checkpoint
+from wm_jax.checkpoint import CheckpointError
+from wm_jax.config import ConfigError
+from wm_jax.world.world import reconstruct
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return wm.tiny_world(0)
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    world, params = tiny
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
+    folder = tmp_path / "tiny"
+    checkpoint.save_world(
+        folder, world.config, jax.device_get(params), prompts={"frames": frames, "keys": np.zeros((2, 3, 4), bool)}
+    )
+    return folder, frames
+
+
+def test_what_was_saved_is_what_is_loaded(tiny, saved):
+    folder, frames = saved
+    world, params = wm.load(folder)
+    assert world == tiny[0]
+    for mine, theirs in zip(jax.tree.leaves(tiny[1]), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+    prompts = wm.load_prompts(folder)
+    assert prompts.frames is not None and prompts.controls is not None
+    np.testing.assert_array_equal(prompts.frames, frames)
+
+
+def test_a_world_of_other_shapes_is_refused_leaf_by_leaf(saved):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    config["dynamics"]["registers"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, ConfigError), match=r"registers|config\.json"):
+        wm.load(folder)
+
+
+def test_a_config_typo_is_refused_by_name(saved):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    config["dynamics"]["widht"] = config["dynamics"].pop("width")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, ConfigError), match=r"widht|config\.json"):
+        wm.load(folder)
+
+
+def test_same_key_same_weights(tiny):
+    world, _ = tiny
+    first, second = world.init(jax.random.key(5)), world.init(jax.random.key(5))
+    other = world.init(jax.random.key(6))
+    kernels = [leaf["dynamics"]["embed"]["kernel"] for leaf in (first, second, other)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.any(np.asarray(kernels[0]) != np.asarray(kernels[2]))
+
+
+def test_reconstruction_has_the_size_of_its_frames(tiny):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
+    again = reconstruct(*tiny, frames)
+    assert again.shape == frames.shape and again.dtype == frames.dtype
