@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("wm_jax", "pallas_kernels")
-LEARNING_WING = ("wm_jax.data", "wm_jax.training", "wm_jax.eval", "optax", "grain")
+LEARNING_WING = ("wm_jax.data", "wm_jax.training", "wm_jax.eval", "grain", "tensorboardX")
 MEGABYTE = 1_000_000
 
 

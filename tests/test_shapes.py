@@ -16,7 +16,6 @@ prompt = wm.Prompt(frames=np.zeros((2, 3, height, width, 3), np.uint8), controls
 state = wm.start(world, params, prompt, jax.random.key(0))
 state, frame = wm.step(world, params, state, wm.Controls(keys=keys[:, 0]), jax.numpy.array([True, False]))
 state, frames = wm.rollout(world, params, state, wm.Controls(keys=keys))
-state = wm.put(state, 1, wm.take(state, 0))
 assert frame.shape == (2, height, width, 3) and frames.shape == (2, 3, height, width, 3)
 """
 
