@@ -1,0 +1,108 @@
+"""The curves of an evaluation as one picture."""
+
+from pathlib import Path
+
+import numpy as np
+
+from wm_jax.eval.drift import TOLERANCE, WINDOW_FRAMES, Drift
+from wm_jax.eval.horizon import Control, Curves
+
+_NAMES = {
+    "free": ("free-running", "#d1495b", "-"),
+    "teacher": ("teacher-forced", "#00798c", "-"),
+    "autoencoder": ("autoencoder ceiling", "#6c757d", ":"),
+    "repeat": ("repeat last frame", "#b08900", "--"),
+}
+
+
+def write(path: Path, title: str, curves: Curves, control: Control | None, drift: Drift | None) -> None:
+    """Writes the picture: PSNR, SSIM, control, and drift of colour and motion."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.6), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=13, x=0.01, ha="left", fontweight="bold")
+    axes = figure.subplots(2, 3).ravel()
+    _psnr(axes[0], curves)
+    _ssim(axes[1], curves)
+    _delta(axes[2], curves)
+    _control(axes[3], control)
+    _drift(axes[4], drift, ("mean", "variance"), "colour of a long dream / of the recording")
+    _drift(axes[5], drift, ("motion",), "motion of a long dream / of the recording")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.set_title(axis.get_title(), fontsize=10.5, loc="left")
+    figure.savefig(path)
+
+
+def _psnr(axis, curves: Curves) -> None:
+    for name, (label, colour, style) in _NAMES.items():
+        values = curves.psnr[name]
+        axis.plot(np.arange(1, len(values) + 1), values, style, color=colour, label=label, linewidth=1.8)
+    _horizon_axis(axis, curves)
+    axis.set(title="PSNR, mean of frames (dB)")
+    axis.legend(frameon=False, fontsize=8.5)
+
+
+def _ssim(axis, curves: Curves) -> None:
+    for name, (_, colour, style) in _NAMES.items():
+        axis.plot(curves.horizons, curves.ssim[name], style, marker="o", markersize=4, color=colour, linewidth=1.8)
+    _horizon_axis(axis, curves)
+    axis.set(title="SSIM, mean of frames", ylim=(None, 1))
+
+
+def _horizon_axis(axis, curves: Curves) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(curves.horizons, [str(h) for h in curves.horizons])
+    axis.set_xlabel("frames after the prompt", fontsize=9)
+
+
+def _delta(axis, curves: Curves) -> None:
+    values = curves.delta_psnr
+    bars = axis.bar(np.arange(1, len(values) + 1), values, color="#edae49", width=0.6)
+    axis.bar_label(bars, fmt="%.2f", fontsize=9)
+    axis.set_xticks(np.arange(1, len(values) + 1))
+    axis.margins(y=0.15)
+    axis.set(title="Delta-PSNR: true keys - random keys (dB)")
+    axis.set_xlabel("frames after the prompt", fontsize=9)
+
+
+def _control(axis, control: Control | None) -> None:
+    axis.set(title="keys recognised where the recording shows them", ylim=(0, 1.08))
+    if control is None:
+        return
+    rows = [row for row in control.scores if row.is_counted]
+    places = np.arange(len(rows))
+    passed = [row for row in control.autoencoded if row.is_counted]
+    series = [("real", rows, "real", "#00798c"), ("autoencoded", passed, "dreamed", "#6c757d"),
+              ("dreamed", rows, "dreamed", "#d1495b")]  # fmt: skip
+    for i, (label, source, field, colour) in enumerate(series):
+        values = [getattr(row, field) for row in source]
+        bars = axis.bar(places + 0.27 * (i - 1), values, 0.25, color=colour, label=label)
+        axis.bar_label(bars, fmt="%.2f", fontsize=8)
+    axis.scatter(places, [row.chance for row in rows], marker="_", s=2500, color="black", linewidth=1, label="chance")
+    axis.set_xticks(places, [row.name for row in rows])
+    axis.legend(frameon=False, fontsize=8.5, ncols=4, loc="lower center", markerscale=0.3)
+
+
+def _drift(axis, drift: Drift | None, fields: tuple[str, ...], title: str) -> None:
+    axis.set(title=title)
+    if drift is None:
+        return
+    window = min(WINDOW_FRAMES, drift.frames)
+    frames = window * np.arange(1, len(drift.dreamed.motion) + 1)
+    styles = {"mean": ("-", "mean"), "variance": ("--", "variance"), "motion": ("-", "mean |x[t] - x[t-1]|")}
+    lowest, highest = 1 - TOLERANCE, 1 + TOLERANCE
+    for field in fields:
+        ratio = getattr(drift.dreamed, field) / getattr(drift.real, field)
+        lowest, highest = min(lowest, float(ratio.min())), max(highest, float(ratio.max()))
+        columns = ratio[:, None] if ratio.ndim == 1 else ratio
+        colours = ("#444444",) if ratio.ndim == 1 else ("#d1495b", "#3a8f5c", "#30638e")
+        for i, colour in enumerate(colours):
+            label = styles[field][1] if i == 0 else None
+            axis.plot(frames, columns[:, i], styles[field][0], color=colour, linewidth=1.6, label=label)
+    axis.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="#3a8f5c", alpha=0.08)
+    axis.axhline(1, color="black", linewidth=0.6)
+    axis.set_ylim(max(lowest - 0.1, 0), highest + 0.1)
+    axis.set_xlabel("frame of the dream", fontsize=9)
+    axis.legend(frameon=False, fontsize=8.5)
