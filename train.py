@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache"))
 
     from wm_jax import config as config_file
-    from wm_jax.training.stage import train
+    from wm_jax.training.prepare import train
 
     usage = "Also: --out FOLDER, where the run lives (default runs/<name>)."
     config = config_file.parse(path, overrides, program=f"train.py {path}", description=usage)

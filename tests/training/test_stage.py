@@ -16,7 +16,7 @@ from wm_jax import checkpoint
 from wm_jax.checkpoint import CheckpointError
 from wm_jax.data.loader import DataConfig
 from wm_jax.data.writer import EpisodeWriter
-from wm_jax.training import loop, stage
+from wm_jax.training import loop, prepare, stage
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
 from wm_jax.training.objectives.shortcut_forcing import ShortcutForcing
@@ -48,8 +48,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(folder / "held_out", 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        stage.train(first_stage(), folder / "autoencoder")
-        stage.train(second_stage(), folder / "dynamics")
+        prepare.train(first_stage(), folder / "autoencoder")
+        prepare.train(second_stage(), folder / "dynamics")
     return folder
 
 
@@ -120,16 +120,16 @@ def test_a_stopped_run_started_again_ends_at_the_same_bits(runs: Path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(stage, "make_loader", lambda *arguments: Terminating(make_loader(*arguments)))
-        stage.train(config, runs / "stopped")
+        prepare.train(config, runs / "stopped")
     assert checkpoint.checkpoints(runs / "stopped" / "checkpoints")[-1].name == "3"
     shutil.rmtree(runs / "lent")
-    stage.train(config, runs / "stopped")
+    prepare.train(config, runs / "stopped")
     assert weights(runs / "stopped") == weights(runs / "dynamics")
 
 
 def test_fine_tuning_starts_from_all_weights_of_the_other_run(runs: Path) -> None:
     still = OptimizerConfig(learning_rate=0.0, warmup_steps=1)
-    stage.train(second_stage(autoencoder_from=None, init_from="dynamics", optimizer=still, steps=1), runs / "tuned")
+    prepare.train(second_stage(autoencoder_from=None, init_from="dynamics", optimizer=still, steps=1), runs / "tuned")
     assert weights(runs / "tuned") == weights(runs / "dynamics")
 
 
@@ -137,9 +137,9 @@ def test_weights_of_another_world_are_refused_leaf_by_leaf(runs: Path) -> None:
     wider = dataclasses.replace(WORLD, dynamics=dataclasses.replace(WORLD.dynamics, hidden=128))
     config = second_stage(world=wider, init_from="dynamics")
     with pytest.raises(CheckpointError, match="of another shape: dynamics/.*the config needs"):
-        stage.train(config, runs / "wider")
+        prepare.train(config, runs / "wider")
 
 
 def test_a_changed_world_is_refused_by_field_on_resume(runs: Path) -> None:
     with pytest.raises(loop.TrainingError, match="data.batch is 2, the folder has 4"):
-        stage.train(first_stage(data=dataclasses.replace(first_stage().data, batch=2)), runs / "autoencoder")
+        prepare.train(first_stage(data=dataclasses.replace(first_stage().data, batch=2)), runs / "autoencoder")

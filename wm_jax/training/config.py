@@ -25,7 +25,10 @@ class TrainConfig:
       picture_every: Updates between pictures.
       save_every: Updates between checkpoints.
       keep: Checkpoints kept, the newest ones.
-      autoencoder_from: A run or world folder whose autoencoder is taken over, frozen; needed by dynamics.
+      record_frames: Where `data.episodes` does not exist, record so many frames of the world's game (and a sixteenth
+        of that from held-out levels); 0 refuses instead.
+      autoencoder_from: A run or world folder whose autoencoder is taken over, frozen; needed by dynamics. A config
+        file in its place is trained first, unless that run is finished.
       init_from: A run or world folder whose weights are the starting point (fine-tuning).
       tensorboard: Also write TensorBoard events (extra `track`).
     """
@@ -41,6 +44,7 @@ class TrainConfig:
     picture_every: int = 500
     save_every: int = 500
     keep: int = 2
+    record_frames: int = 0
     autoencoder_from: str | None = None
     init_from: str | None = None
     tensorboard: bool = False

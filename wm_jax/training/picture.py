@@ -1,19 +1,25 @@
 """Pictures of a run: reconstructions, or free-running rollouts, beside the truth."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from wm_jax.data.episode import EpisodeFolder
+from wm_jax.eval import clips
+from wm_jax.eval import film as video
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
 from wm_jax.training.state import TrainState, world_params
-from wm_jax.types import Controls, Prompt
+from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, rollout, start
 from wm_jax.world.world import reconstruct
 
 PROMPT_FRAMES = 4
+FILM_CLIPS = 6
+FILM_FRAMES = 90
 
 
 def draw(config: TrainConfig, state: TrainState, batch: Any) -> UInt8[np.ndarray, "h w 3"]:
@@ -28,6 +34,15 @@ def draw(config: TrainConfig, state: TrainState, batch: Any) -> UInt8[np.ndarray
         _, dream = rollout(world, params, session, Controls(batch["keys"][:, PROMPT_FRAMES:]))
         seen = np.concatenate([frames[:, :PROMPT_FRAMES], np.asarray(dream)], axis=1)
     return tile(frames, seen)
+
+
+def film(config: TrainConfig, params: Params, held_out: EpisodeFolder, path: Path) -> None:
+    """An MP4 of held-out clips beside what the finished world dreams from their first frames and the same keys."""
+    whole = clips.Recording(held_out, held_out.episodes)
+    chosen = clips.choose_clips(whole, FILM_CLIPS, PROMPT_FRAMES, FILM_FRAMES, seed=config.seed)
+    session = start(World(config.world), params, chosen.prompt, jax.random.key(config.seed))
+    _, dreams = rollout(World(config.world), params, session, Controls(keys=chosen.held))
+    video.write(path, chosen, np.asarray(dreams), config.world.controls, config.world.fps)
 
 
 def tile(truth: Any, seen: Any, columns: int = 16) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,17 +12,12 @@ from wm_jax.data.loader import make_loader
 from wm_jax.training import loop
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
-from wm_jax.training.picture import PROMPT_FRAMES, draw
+from wm_jax.training.picture import PROMPT_FRAMES, draw, film
 from wm_jax.training.source import make_source, open_episodes
 from wm_jax.training.state import TrainState, init_state, load_weights, world_params
 from wm_jax.training.step import make_train_step
 
 SHIPPED_PROMPTS = 16
-
-
-def train(config: TrainConfig, out: Path) -> None:
-    """Trains until `config.steps`, from the newest checkpoint in `out` where there is one; see `loop.run`."""
-    loop.run(config, out, make_parts(config), config.tensorboard)
 
 
 def make_parts(config: TrainConfig) -> loop.Parts:
@@ -50,6 +45,8 @@ def make_parts(config: TrainConfig) -> loop.Parts:
     def export(state: TrainState, folder: Path) -> None:
         params = jax.device_get(world_params(config, state))
         checkpoint.save_world(folder, config.world, params, prompts=first_frames(held_out))
+        if state.step >= config.steps and not is_first_stage:
+            film(config, params, held_out, folder.parent / "rollout.mp4")
 
     return loop.Parts(
         init=init,

@@ -37,6 +37,6 @@ def _train_step(config: TrainConfig, state: TrainState, batch: Any):
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, state.step, config.optimizer.ema)
     rate = jnp.asarray(make_schedule(config.optimizer, config.steps)(state.step))
-    metrics = {"loss": value, **metrics, "gradient": optax.global_norm(gradient), "learning_rate": rate}
+    metrics = {"loss": value, **metrics, "gradient": optax.tree.norm(gradient), "learning_rate": rate}
     new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, carry=carry)
     return new, metrics
