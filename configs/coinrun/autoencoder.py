@@ -1,8 +1,8 @@
 """Autoencoder of CoinRun.
 
-    python -m wm_jax.data.record --env coinrun --frames 600000 --out episodes/coinrun
-    python -m wm_jax.data.record --env coinrun --frames 40000 --split held_out --out episodes/coinrun_held_out
-    python train.py configs/coinrun/autoencoder.py
+python -m wm_jax.data.record --env coinrun --frames 600000 --out episodes/coinrun
+python -m wm_jax.data.record --env coinrun --frames 40000 --split held_out --out episodes/coinrun_held_out
+python train.py configs/coinrun/autoencoder.py
 """
 
 from wm_jax.autoencoder import AutoencoderConfig
@@ -38,9 +38,7 @@ def config() -> TrainConfig:
         name="coinrun_autoencoder",
         world=WORLD,
         objective=Reconstruction(),
-        data=DataConfig(
-            episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=2, batch=24
-        ),
+        data=DataConfig(episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=2, batch=24),
         record_frames=600_000,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema=0.998, use_muon=False),
         steps=4000,

@@ -1,6 +1,6 @@
 """Dynamics of CoinRun, on the latents of configs/coinrun/autoencoder.py.
 
-    python train.py configs/coinrun/dynamics.py
+python train.py configs/coinrun/dynamics.py
 """
 
 from configs.coinrun.autoencoder import WORLD
@@ -15,9 +15,7 @@ def config() -> TrainConfig:
         name="coinrun",
         world=WORLD,
         objective=ShortcutForcing(recycle_from=3300),
-        data=DataConfig(
-            episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=24, batch=8
-        ),
+        data=DataConfig(episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=24, batch=8),
         record_frames=600_000,
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, ema=0.998),
         steps=5000,

@@ -1,6 +1,6 @@
 """Autoencoder of the toy world, a ball in a box: about a minute on two CPU cores.
 
-    python train.py configs/toy/autoencoder.py
+python train.py configs/toy/autoencoder.py
 """
 
 from wm_jax.autoencoder import AutoencoderConfig

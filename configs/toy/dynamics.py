@@ -1,6 +1,6 @@
 """Dynamics of the toy world, a ball in a box; records the game and trains the autoencoder first where they are missing.
 
-    python train.py configs/toy/dynamics.py
+python train.py configs/toy/dynamics.py
 """
 
 from configs.toy.autoencoder import WORLD

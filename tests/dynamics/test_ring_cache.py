@@ -1,5 +1,7 @@
 """Laws of the ring: it forgets the oldest frame and only it, whatever the time of a row."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,7 @@ def test_an_idle_row_keeps_every_bit():
 
 def test_rebase_moves_ids_by_whole_turns_and_touches_nothing_else():
     cache = filled(11)
-    late = cache.replace(frame=cache.frame + 4 * 1024, next=cache.next + 4 * 1024)
+    late = dataclasses.replace(cache, frame=cache.frame + 4 * 1024, next=cache.next + 4 * 1024)
     back = ring_cache.rebase(late, limit=64)
     np.testing.assert_array_equal(ring_cache.ages(back), ring_cache.ages(late))
     np.testing.assert_array_equal(back.next % 4, late.next % 4)

@@ -1,5 +1,7 @@
 """Laws of the dynamics: cached equals uncached, the future cannot change the past, stale entries are never read."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,7 @@ def one_by_one(config, model, embedder, latents, keys, level, poison=False):
     """The same answers frame by frame through the cache."""
     cache = ring_cache.init(config, model.tokens_per_frame, BATCH)
     if poison:
-        cache = cache.replace(keys=cache.keys * jnp.nan, values=cache.values * jnp.nan)
+        cache = dataclasses.replace(cache, keys=cache.keys * jnp.nan, values=cache.values * jnp.nan)
     seen, every, out = jnp.ones((BATCH, 1), bool), jnp.ones((BATCH,), bool), []
 
     @jax.jit
@@ -118,13 +120,13 @@ def test_an_unseen_frame_in_flight_is_invisible_to_the_next():
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_future_controls_cannot_change_the_past(name):
-    config, model, embedder = make(PATTERNS[name])
+    _, model, embedder = make(PATTERNS[name])
     latents, keys = clip()
     level = jnp.full((BATCH, FRAMES), 3)
     conditions = embedder(keys, jnp.ones(keys.shape[:2], bool))
 
     def past(tokens):
-        given = conditions.replace(tokens=tokens)
+        given = dataclasses.replace(conditions, tokens=tokens)
         segment = jnp.zeros((BATCH, FRAMES), jnp.int32)
         guess = model.denoise_clip(latents, level, jnp.full_like(level, 4), given, segment)
         return jnp.sum(guess[:, :7] ** 2)
@@ -149,7 +151,7 @@ def test_the_window_ends_where_it_says():
 
 
 def test_segments_never_see_each_other():
-    config, model, embedder = make(PATTERNS["all"])
+    _, model, embedder = make(PATTERNS["all"])
     latents, keys = clip()
     level = jnp.full((BATCH, FRAMES), 3)
     segment = jnp.asarray(np.repeat([[0] * 5 + [1] * (FRAMES - 5)], BATCH, 0))

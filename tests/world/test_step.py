@@ -1,5 +1,7 @@
 """Laws of playing: one step, one rollout, sessions that know nothing of each other."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def play(tiny, state, held, active=None):
 
 
 def without_key(state):
-    return jax.tree.leaves(state.replace(key=jax.random.key_data(state.key)))
+    return jax.tree.leaves(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
 def test_stepping_equals_rollout(tiny, prompt, held, dream):
@@ -144,7 +146,9 @@ def test_rebase_changes_no_pixel(tiny, prompt, held, dream):
     ring = state.cache.frame.shape[1]
     turns = (ring_cache.REBASE_FRAMES // ring - 1) * ring
     late = jnp.where(state.cache.frame == ring_cache.NEVER, ring_cache.NEVER, state.cache.frame + turns)
-    state = state.replace(cache=state.cache.replace(frame=late, next=state.cache.next + turns))
+    state = dataclasses.replace(
+        state, cache=dataclasses.replace(state.cache, frame=late, next=state.cache.next + turns)
+    )
     state, frames = play(tiny, state, held)
     np.testing.assert_array_equal(frames, dream[1])
     assert int(state.cache.next.max()) < ring_cache.REBASE_FRAMES  # it was moved back on the way

@@ -3,6 +3,6 @@
 Never knows latents, caches or which game it is. Imports nn and types.
 """
 
-from wm_jax.conditioning.embed import Conditions, ConditioningConfig, Embedder
+from wm_jax.conditioning.embed import ConditioningConfig, Conditions, Embedder
 
 __all__ = ["ConditioningConfig", "Conditions", "Embedder"]

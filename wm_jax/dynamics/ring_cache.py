@@ -4,6 +4,8 @@ Keys are kept unrotated and turned by their age when read, so nothing in the cac
 run; `rebase` keeps the frame ids small without touching a key.
 """
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -74,7 +76,8 @@ def write(
     rows = jnp.arange(cache.next.shape[0])
     for i in range(keys.shape[2]):
         slot = cache.next % ring
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             keys=_put(cache.keys, keys[:, :, i], rows, slot, is_written),
             values=_put(cache.values, values[:, :, i], rows, slot, is_written),
             sink_keys=_put_sink(cache.sink_keys, keys[:, :, i], cache.next, is_written),
@@ -94,7 +97,7 @@ def rebase(cache: RingCache, limit: int = REBASE_FRAMES) -> RingCache:
     shift = max((limit - 2 * ring) // ring, 0) * ring
     by = jnp.where(cache.next >= limit, shift, 0)
     frame = jnp.where(cache.frame == NEVER, NEVER, cache.frame - by[:, None])
-    return cache.replace(frame=frame, next=cache.next - by)
+    return dataclasses.replace(cache, frame=frame, next=cache.next - by)
 
 
 def _put(entries, new, rows, slot, is_written):

@@ -18,9 +18,7 @@ def rotate(x: Float[Array, "*b n k"], position: Num[Array, "*#b"], base: float) 
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
-def rotate_grid(
-    x: Float[Array, "*b s n k"], height: int, width: int, base: float
-) -> Float[Array, "*b s n k"]:
+def rotate_grid(x: Float[Array, "*b s n k"], height: int, width: int, base: float) -> Float[Array, "*b s n k"]:
     """The first `height * width` tokens turned by their place on the grid, the rest (registers, actions) left alone.
 
     Half of the channels turn with y, half with x.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any, Literal
 
 from wm_jax import checkpoint
 from wm_jax import config as config_file
@@ -28,10 +29,14 @@ def train(config: TrainConfig, out: Path) -> None:
 
 def record_missing(config: TrainConfig) -> None:
     """Records the run's episodes where their folders do not exist and the config says how many frames to make."""
-    splits = (("train", config.data.episodes, 1), ("held_out", config.data.held_out, HELD_OUT_SHARE))
+    splits: tuple[tuple[Literal["train", "held_out"], str, int], ...] = (
+        ("train", config.data.episodes, 1),
+        ("held_out", config.data.held_out, HELD_OUT_SHARE),
+    )
     for split, folder, share in splits:
         if config.record_frames and not Path(folder).exists():
-            record(RecordConfig(env=config.world.env, out=Path(folder), split=split, frames=config.record_frames // share))
+            game: Any = config.world.env  # `envs.make` refuses an unknown one by name
+            record(RecordConfig(env=game, out=Path(folder), split=split, frames=config.record_frames // share))
 
 
 def _autoencoder(config: TrainConfig, runs: Path) -> str | None:

@@ -1,5 +1,6 @@
 """TrainState: everything a run must remember to go on bit for bit."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def load_weights(config: TrainConfig, state: TrainState, folder: str | Path) -> 
     checkpoint.check_tree(World(config.world).shapes(), params, folder)
     trained = {name: params[name] for name in state.params}
     frozen = {name: params[name] for name in state.frozen}
-    return state.replace(params=trained, ema=jax.tree.map(jnp.copy, trained), frozen=frozen)
+    return dataclasses.replace(state, params=trained, ema=jax.tree.map(jnp.copy, trained), frozen=frozen)
 
 
 def world_params(config: TrainConfig, state: TrainState) -> Params:

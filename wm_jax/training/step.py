@@ -1,5 +1,6 @@
 """train_step: gradient, update, slow weights; pure, compiled, donated."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -38,5 +39,5 @@ def _train_step(config: TrainConfig, state: TrainState, batch: Any):
     ema = update_ema(state.ema, params, state.step, config.optimizer.ema)
     rate = jnp.asarray(make_schedule(config.optimizer, config.steps)(state.step))
     metrics = {"loss": value, **metrics, "gradient": optax.tree.norm(gradient), "learning_rate": rate}
-    new = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, carry=carry)
+    new = dataclasses.replace(state, step=state.step + 1, params=params, ema=ema, opt_state=opt_state, carry=carry)
     return new, metrics

@@ -1,5 +1,6 @@
 """rollout: many steps under given controls, one compiled scan of the very same step."""
 
+import dataclasses
 import functools
 
 import jax
@@ -52,7 +53,7 @@ def _predict_next(world: World, params: Params, frames, keys, state: WorldState)
         truth, held = inputs
         after, guess = advance(world, params, state, held, active)
         _, decoder = world.model(params).autoencoder.decode(truth[:, None], state.decoder)
-        return after.replace(latent=truth, decoder=decoder), guess
+        return dataclasses.replace(after, latent=truth, decoder=decoder), guess
 
     latents = autoencoder.encode(frames)
     _, guesses = jax.lax.scan(body, state, (jnp.moveaxis(latents, 1, 0), jnp.moveaxis(keys, 1, 0)))

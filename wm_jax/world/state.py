@@ -61,7 +61,7 @@ def _slot_axes(state: WorldState) -> WorldState:
     """A tree of the same form that names the slot axis of every leaf."""
     axes = jax.tree.map(lambda _: 0, state)
     layered = ("keys", "values", "sink_keys", "sink_values")
-    return axes.replace(cache=dataclasses.replace(axes.cache, **dict.fromkeys(layered, 1)))
+    return dataclasses.replace(axes, cache=dataclasses.replace(axes.cache, **dict.fromkeys(layered, 1)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -72,15 +72,19 @@ def put(state: WorldState, slot: Int[Array, ""] | int, one: WorldState) -> World
         return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), slot, axis)
 
     keys = state.key.at[slot].set(one.key[0])
-    plain = (state.replace(key=None), one.replace(key=None), _slot_axes(state.replace(key=None)))
+    plain = (
+        dataclasses.replace(state, key=None),
+        dataclasses.replace(one, key=None),
+        _slot_axes(dataclasses.replace(state, key=None)),
+    )
     return jax.tree.map(seat, *plain).replace(key=keys)
 
 
 @jax.jit
 def take(state: WorldState, slot: Int[Array, ""] | int) -> WorldState:
     """The session in `slot` as a batch of one; the batch itself is left as it is."""
-    plain = state.replace(key=None)
+    plain = dataclasses.replace(state, key=None)
     lifted = jax.tree.map(
         lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, slot, 1, axis), plain, _slot_axes(plain)
     )
-    return lifted.replace(key=state.key[slot][None])
+    return dataclasses.replace(lifted, key=state.key[slot][None])

@@ -1,5 +1,6 @@
 """start, step: the one path of a frame, from held keys to pixels."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -75,7 +76,7 @@ def advance(world: World, params: Params, state: WorldState, keys, active):
     new, frame = next_frame(world, params, state, keys, active, noise)
     kept = jax.random.key_data(state.key), jax.random.key_data(key)
     data = jnp.where(active[:, None], kept[1], kept[0])
-    return new.replace(key=jax.random.wrap_key_data(data, impl=jax.random.key_impl(state.key))), frame
+    return dataclasses.replace(new, key=jax.random.wrap_key_data(data, impl=jax.random.key_impl(state.key))), frame
 
 
 def draw(world: World, key: jax.Array) -> tuple[Noise, jax.Array]:
@@ -113,7 +114,8 @@ def next_frame(world: World, params: Params, state: WorldState, keys, active, no
 
     latent = jnp.clip(sample(predict, noise.frame, steps, first=clean[:, 1]), -LATENT_LIMIT, LATENT_LIMIT)
     pixels, decoder = model.autoencoder.decode(latent[:, None], state.decoder)
-    new = state.replace(
+    new = dataclasses.replace(
+        state,
         cache=ring_cache.rebase(cache),
         decoder=_where(active, decoder, state.decoder),
         latent=_where(active, latent, state.latent),
@@ -168,7 +170,8 @@ def _start(world: World, params: Params, frames, keys, is_known, state: WorldSta
     if frames.shape[1] > 1:
         past = jax.tree.map(lambda leaf: leaf[:, :-1], conditions)
         cache = model.dynamics.commit(remembered[:, :-1], past, cache, rows)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         cache=cache,
         decoder=decoder,
         latent=latents[:, -1],

@@ -67,7 +67,9 @@ class ShortcutForcing:
         rows = self._boot_rows(clean.shape[0])
         target = clean
         if rows:
-            few = jax.tree.map(lambda leaf: leaf[:rows], (noisy, level, stride, is_boot, batch.controls.keys, is_known, segment))
+            few = jax.tree.map(
+                lambda leaf: leaf[:rows], (noisy, level, stride, is_boot, batch.controls.keys, is_known, segment)
+            )
             target = jnp.concatenate([_two_small(world, slow, clean[:rows], *few), clean[rows:]])
         error = jnp.mean((guess - target) ** 2, axis=(2, 3, 4))
         weight = 0.9 * level / config.levels + 0.1
