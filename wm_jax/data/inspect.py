@@ -78,7 +78,7 @@ def motion(folder: EpisodeFolder, samples: int = 200) -> float:
 
 def contact_sheet(folder: EpisodeFolder, rows: int, columns: int, seed: int) -> Image.Image:
     """One episode a row, from its first frame to its last; under each frame the keys that led to it."""
-    scale = max(1, 96 // folder.image[1])
+    scale = max(1, round(128 / folder.image[1]))
     lines = []
     for i in _some_episodes(folder, rows, seed):
         episode = folder.episodes[i]

@@ -25,7 +25,7 @@ TICS_PER_FRAME = 2
 TURN_PER_TIC = 3.5
 _SETTINGS = (
     "+snd_efx 0 -nosound -nomonsters -deathmatch +movebob 0 +sv_infiniteammo 1 +sv_noweaponspawn 1 +sv_nohealth 1 "
-    "+sv_noarmor 1 +sv_noitems 1 +gl_cachenodes 0 +cl_showsecretmessage 0 +con_midtime 0"
+    "+sv_noarmor 1 +sv_noitems 1 +neverswitchonpickup 1 +gl_cachenodes 0 +cl_showsecretmessage 0 +con_midtime 0"
 )
 _BRIGHTER = (255 * (np.arange(256) / 255) ** 0.6).round().astype(np.uint8)
 
@@ -174,9 +174,9 @@ class _Explorer:
         if len(self.places) > 8 and np.ptp(np.array(self.places), axis=0).max() < 16:
             self.places = []
             return [("KeyS", side)] * int(rng.integers(3, 7)) + [(side,)] * int(rng.integers(6, 20))
-        if ahead < 6:
+        if ahead < 8:
             return [(side,)] * int(rng.integers(3, 9))
-        if ahead < 14:
+        if ahead < 20:
             return [("KeyW", side)] * int(rng.integers(2, 5))
         dice = rng.random()
         if dice < 0.55:
