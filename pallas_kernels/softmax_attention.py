@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from jax import nn
 from jaxtyping import Array, Bool, Float
 
@@ -42,3 +43,26 @@ def _logits(q: Any, k: Any, _v: Any, mask: Any) -> Any:
     logits = jnp.einsum("...qgmk,...ugk->...gmqu", grouped, k, preferred_element_type=jnp.float32)
     logits = logits * jnp.float32(q.shape[-1] ** -0.5)
     return logits if mask is None else jnp.where(mask[..., None, None, :, :], logits, jnp.float32(MASKED))
+
+
+def attend_frames(q: Any, k: Any, v: Any, mask: Any, sink: tuple[Any, Any, Any, Any] | None, is_per_site: bool) -> Any:
+    """Frames `[b t s n k]` to frames `[b u s g k]` as `mask[b t u]` allows: each token to its own site, or to all.
+
+    `sink` is a second (q, k, v, mask) that shares the softmax.
+    """
+    if is_per_site:
+        out = softmax_attention(*_by_site(q, k, v, mask), extra=None if sink is None else _by_site(*sink))
+        return rearrange(out, "b s t n k -> b t s n k")
+    out = softmax_attention(*_flat(q, k, v, mask), extra=None if sink is None else _flat(*sink))
+    return rearrange(out, "b (t s) n k -> b t s n k", s=q.shape[2])
+
+
+def _by_site(q: Any, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+    q, k, v = (rearrange(a, "b t s n k -> b s t n k") for a in (q, k, v))
+    return q, k, v, mask[:, None]
+
+
+def _flat(q: Any, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+    s = q.shape[2]
+    q, k, v = (rearrange(a, "b t s n k -> b (t s) n k") for a in (q, k, v))
+    return q, k, v, repeat(mask, "b t u -> b (t s) (u z)", s=s, z=s)

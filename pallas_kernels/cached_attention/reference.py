@@ -1,9 +1,8 @@
 """The meaning of cached_attention, in plain jax.numpy."""
 
 import jax.numpy as jnp
-from einops import rearrange, repeat
 
-from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.softmax_attention import attend_frames
 
 
 def visible(ring_age, is_block_seen, window_frames):
@@ -25,14 +24,4 @@ def cached_attention(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, 
     mask = visible(ring_age, is_block_seen, window_frames)
     keys = jnp.concatenate([ring_k.astype(k.dtype), k], axis=1)
     values = jnp.concatenate([ring_v.astype(v.dtype), v], axis=1)
-    if is_per_site:
-        by_site = lambda a: rearrange(a, "b t s n k -> b s t n k")
-        extra = None if sink is None else (*(by_site(a) for a in sink[:3]), sink[3][:, None])
-        out = softmax_attention(by_site(q), by_site(keys), by_site(values), mask[:, None], extra)
-        return rearrange(out, "b s t n k -> b t s n k")
-    s = q.shape[2]
-    flat = lambda a: rearrange(a, "b t s n k -> b (t s) n k")
-    wide = lambda m: repeat(m, "b t u -> b (t s) (u z)", s=s, z=s)
-    extra = None if sink is None else (*(flat(a) for a in sink[:3]), wide(sink[3]))
-    out = softmax_attention(flat(q), flat(keys), flat(values), wide(mask), extra)
-    return rearrange(out, "b (t s) n k -> b t s n k", s=s)
+    return attend_frames(q, keys, values, mask, sink, is_per_site)

@@ -10,10 +10,12 @@ import pytest
 import wm_jax as wm
 from wm_jax.dynamics import ring_cache
 from wm_jax.samplers import mix, sample
+from wm_jax.types import Params
 from wm_jax.world.rollout import predict_next
 from wm_jax.world.step import draw, next_frame, pick_prompt
 
 BATCH, FRAMES, PROMPT = 3, 11, 3
+Tiny = tuple[wm.World, Params]
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +36,14 @@ def held():
 
 
 @pytest.fixture(scope="module")
-def dream(tiny, prompt, held):
+def dream(tiny: Tiny, prompt, held):
     """The rollout that other answers are compared with."""
     state = wm.start(*tiny, prompt, jax.random.key(1))
     state, frames = wm.rollout(*tiny, state, wm.Controls(keys=held))
     return state, np.asarray(frames)
 
 
-def play(tiny, state, held, active=None):
+def play(tiny: Tiny, state, held, active=None):
     frames = []
     for t in range(held.shape[1]):
         state, frame = wm.step(*tiny, state, wm.Controls(keys=held[:, t]), active)
@@ -53,14 +55,14 @@ def without_key(state):
     return jax.tree.leaves(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
-def test_stepping_equals_rollout(tiny, prompt, held, dream):
+def test_stepping_equals_rollout(tiny: Tiny, prompt, held, dream):
     state, frames = play(tiny, wm.start(*tiny, prompt, jax.random.key(1)), held)
     np.testing.assert_array_equal(frames, dream[1])
     for stepped, rolled in zip(without_key(state), without_key(dream[0]), strict=True):
         np.testing.assert_allclose(np.asarray(stepped), np.asarray(rolled), atol=1e-5)
 
 
-def test_the_dream_moves_and_listens(tiny, prompt, held, dream):
+def test_the_dream_moves_and_listens(tiny: Tiny, prompt, held, dream):
     other = held.copy()
     other[:, 4] = ~other[:, 4]
     _, frames = play(tiny, wm.start(*tiny, prompt, jax.random.key(1)), other)
@@ -69,14 +71,14 @@ def test_the_dream_moves_and_listens(tiny, prompt, held, dream):
     assert np.all(np.any(dream[1][:, 1:] != dream[1][:, :-1], axis=(2, 3, 4)))
 
 
-def test_same_key_same_dream_and_another_key_another(tiny, prompt, held, dream):
+def test_same_key_same_dream_and_another_key_another(tiny: Tiny, prompt, held, dream):
     _, again = wm.rollout(*tiny, wm.start(*tiny, prompt, jax.random.key(1)), wm.Controls(keys=held))
     _, other = wm.rollout(*tiny, wm.start(*tiny, prompt, jax.random.key(2)), wm.Controls(keys=held))
     np.testing.assert_array_equal(np.asarray(again), dream[1])
     assert np.any(np.asarray(other) != dream[1])
 
 
-def test_a_session_does_not_depend_on_its_neighbours(tiny, prompt, held, dream):
+def test_a_session_does_not_depend_on_its_neighbours(tiny: Tiny, prompt, held, dream):
     row = 1
     one = jax.tree.map(lambda leaf: leaf[row : row + 1], prompt)
     key = jax.random.fold_in(jax.random.key(1), row)[None]
@@ -88,7 +90,7 @@ def test_a_session_does_not_depend_on_its_neighbours(tiny, prompt, held, dream):
     np.testing.assert_array_equal(np.asarray(frames)[1:], dream[1][1:])
 
 
-def test_an_idle_slot_keeps_its_state(tiny, prompt, held, dream):
+def test_an_idle_slot_keeps_its_state(tiny: Tiny, prompt, held, dream):
     state = wm.start(*tiny, prompt, jax.random.key(1))
     state, first = play(tiny, state, held[:, :5])
     before = [np.asarray(leaf) for leaf in without_key(wm.take(state, 2))]
@@ -99,7 +101,7 @@ def test_an_idle_slot_keeps_its_state(tiny, prompt, held, dream):
     np.testing.assert_array_equal(np.concatenate([first, rest], axis=1)[2], dream[1][2])
 
 
-def test_a_session_can_be_lifted_and_seated_elsewhere(tiny, prompt, held, dream):
+def test_a_session_can_be_lifted_and_seated_elsewhere(tiny: Tiny, prompt, held, dream):
     state, _ = play(tiny, wm.start(*tiny, prompt, jax.random.key(1)), held[:, :5])
     hall = wm.put(wm.empty(tiny[0], BATCH), 0, wm.take(state, 2))
     moved = np.concatenate([held[2:3], held[:1], held[:1]])
@@ -107,14 +109,14 @@ def test_a_session_can_be_lifted_and_seated_elsewhere(tiny, prompt, held, dream)
     np.testing.assert_array_equal(frames[0], dream[1][2, 5:])
 
 
-def test_a_world_starts_from_nothing(tiny):
+def test_a_world_starts_from_nothing(tiny: Tiny):
     state = wm.start(*tiny, wm.Prompt(), jax.random.key(3))
     state, frames = wm.rollout(*tiny, state, wm.Controls(keys=np.zeros((1, 6, 4), bool)))
     assert frames.shape == (1, 6, 32, 32, 3) and frames.dtype == jnp.uint8
     assert int(state.frame[0]) == 6 and int(state.cache.next[0]) == 5
 
 
-def test_fused_commit_equals_separate_commit(tiny, prompt, held):
+def test_fused_commit_equals_separate_commit(tiny: Tiny, prompt, held):
     """The pass that writes the newest frame may ride with the next one's first pass: same cache, same frame."""
     world, params = tiny
     state = wm.start(world, params, prompt, jax.random.key(1))
@@ -140,7 +142,7 @@ def test_fused_commit_equals_separate_commit(tiny, prompt, held):
     assert frame.shape == (BATCH, 32, 32, 3)
 
 
-def test_rebase_changes_no_pixel(tiny, prompt, held, dream):
+def test_rebase_changes_no_pixel(tiny: Tiny, prompt, held, dream):
     """A session at frame 4 and the same session at local frame 4 + 1000 turns of the ring dream the same."""
     state = wm.start(*tiny, prompt, jax.random.key(1))
     ring = state.cache.frame.shape[1]
@@ -154,7 +156,7 @@ def test_rebase_changes_no_pixel(tiny, prompt, held, dream):
     assert int(state.cache.next.max()) < ring_cache.REBASE_FRAMES  # it was moved back on the way
 
 
-def test_a_session_never_grows(tiny):
+def test_a_session_never_grows(tiny: Tiny):
     state = wm.start(*tiny, wm.Prompt(), jax.random.key(3))
     sizes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
     keys, frames = np.zeros((1, 512, 4), bool), None
@@ -166,7 +168,7 @@ def test_a_session_never_grows(tiny):
     assert frames is not None and frames.std() > 0
 
 
-def test_only_stacked_arrays_cross_the_jit_boundary(tiny, prompt):
+def test_only_stacked_arrays_cross_the_jit_boundary(tiny: Tiny, prompt):
     world, params = tiny
     state = wm.start(world, params, prompt, jax.random.key(1))
     assert all(type(leaf).__name__ == "ArrayImpl" for leaf in jax.tree.leaves(params))
@@ -176,17 +178,17 @@ def test_only_stacked_arrays_cross_the_jit_boundary(tiny, prompt):
     assert hash(world) == hash(wm.tiny_world(0)[0])
 
 
-def test_teacher_forcing_never_sees_the_frame_it_predicts(tiny, held):
+def test_teacher_forcing_never_sees_the_frame_it_predicts(tiny: Tiny, held):
     frames = np.random.default_rng(2).integers(0, 256, (BATCH, FRAMES, 32, 32, 3), dtype=np.uint8)
-    guess = np.asarray(predict_next(*tiny, frames, wm.Controls(keys=held), jax.random.key(0)))
+    guess = np.asarray(predict_next(*tiny, jnp.asarray(frames), wm.Controls(keys=held), jax.random.key(0)))
     changed = frames.copy()
     changed[:, 6:] = 255 - changed[:, 6:]
-    other = np.asarray(predict_next(*tiny, changed, wm.Controls(keys=held), jax.random.key(0)))
+    other = np.asarray(predict_next(*tiny, jnp.asarray(changed), wm.Controls(keys=held), jax.random.key(0)))
     np.testing.assert_array_equal(guess[:, :7], other[:, :7])
     assert np.any(guess[:, 7:] != other[:, 7:])
 
 
-def test_bad_input_is_refused_with_both_sides(tiny, prompt):
+def test_bad_input_is_refused_with_both_sides(tiny: Tiny, prompt):
     state = wm.start(*tiny, prompt, jax.random.key(1))
     with pytest.raises(ValueError, match=r"controls have 7 keys, world 'tiny' has 4: ArrowLeft"):
         wm.step(*tiny, state, wm.Controls(keys=np.zeros((BATCH, 7), bool)))
@@ -200,7 +202,7 @@ def test_bad_input_is_refused_with_both_sides(tiny, prompt):
 
 
 def test_prompts_are_picked_by_seed(prompt):
-    rows = [pick_prompt(prompt, seed) for seed in range(20)]
-    assert all(row.frames.shape == (1, PROMPT, 32, 32, 3) for row in rows)
-    assert len({row.frames.tobytes() for row in rows}) == BATCH
-    np.testing.assert_array_equal(pick_prompt(prompt, 5).frames, rows[5].frames)
+    rows = [np.asarray(pick_prompt(prompt, seed).frames) for seed in range(20)]
+    assert all(row.shape == (1, PROMPT, 32, 32, 3) for row in rows)
+    assert len({row.tobytes() for row in rows}) == BATCH
+    np.testing.assert_array_equal(np.asarray(pick_prompt(prompt, 5).frames), rows[5])
