@@ -1,7 +1,6 @@
-"""Dynamics of CoinRun, on the latents of configs/coinrun/autoencoder.py.
+"""Dynamics of CoinRun; records the game and trains the autoencoder first where they are missing.
 
-python train.py configs/coinrun/dynamics.py
-"""
+    python train.py configs/coinrun/dynamics.py
 
 from configs.coinrun.autoencoder import WORLD
 from wm_jax.data.loader import DataConfig
