@@ -1,6 +1,7 @@
 """Dynamics of CoinRun; records the game and trains the autoencoder first where they are missing.
 
-    python train.py configs/coinrun/dynamics.py
+python train.py configs/coinrun/dynamics.py
+"""
 
 from configs.coinrun.autoencoder import WORLD
 from wm_jax.data.loader import DataConfig

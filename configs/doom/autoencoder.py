@@ -1,6 +1,6 @@
 """Autoencoder of Doom: first person through the maps of Freedoom.
 
-    python train.py configs/doom/autoencoder.py
+python train.py configs/doom/autoencoder.py
 """
 
 from wm_jax.autoencoder import AutoencoderConfig

@@ -1,6 +1,6 @@
 """Dynamics of Doom; records the game and trains the autoencoder first where they are missing.
 
-    python train.py configs/doom/dynamics.py
+python train.py configs/doom/dynamics.py
 """
 
 from configs.doom.autoencoder import WORLD
