@@ -36,21 +36,23 @@ def test_a_full_disk_is_said_and_leaves_nothing_that_opens(tmp_path: Path, monke
     def full(*_: object, **__: object):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    replaced = {"frames": ("EpisodeWriter._append", full), "keys": ("np.save", full), "done": ("_to_disk", full)}
-    if where in replaced:
-        owner, name = ([writer_module, *replaced[where][0].split(".")])[-2:]
-        owner = {"EpisodeWriter": EpisodeWriter, "np": np}.get(str(owner), writer_module)
-        monkeypatch.setattr(owner, name, full)
-    else:
-        write_json = writer_module._write_json
-        monkeypatch.setattr(
-            writer_module, "_write_json",
-            lambda path, value: full() if where in path.name else write_json(path, value),
-        )  # fmt: skip
-    with pytest.raises(OSError, match=r"could not write .*new after \d+ frames: the disk is full \(\d+ MB free there"):
-        with new_writer(tmp_path / "new") as writer:
-            add(writer)
-            add(writer)
+    write_json = writer_module._write_json
+    replace = {
+        "frames": (EpisodeWriter, "_append", full),
+        "keys": (np, "save", full),
+        "index": (writer_module, "_write_json", full),
+        "meta": (
+            writer_module,
+            "_write_json",
+            lambda path, value: (full if "meta" in path.name else write_json)(path, value),
+        ),
+        "done": (writer_module, "_to_disk", full),
+    }
+    monkeypatch.setattr(*replace[where])
+    words = r"could not write .*new after \d+ frames: the disk is full \(\d+ MB free there"
+    with pytest.raises(OSError, match=words), new_writer(tmp_path / "new") as writer:
+        add(writer)
+        add(writer)
     assert list(tmp_path.iterdir()) == []
 
 

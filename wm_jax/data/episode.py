@@ -175,7 +175,9 @@ class EpisodeFolder:
             view = memoryview(out).cast("B")
             while len(view):
                 if not (count := raw.readinto(view)):
-                    raise EpisodeError(f"{file} ended {len(view)} bytes early while it was read: it was whole when opened")
+                    raise EpisodeError(
+                        f"{file} ended {len(view)} bytes early while it was read: it was whole when opened"
+                    )
                 view = view[count:]
 
     def _in_folder(self, start: int, length: int) -> None:
@@ -186,8 +188,9 @@ class EpisodeFolder:
         whole = self.episodes[episode]
         length = whole.length - start if length is None else length
         if start < 0 or length < 0 or start + length > whole.length:
-            raise IndexError(f"frames {start}..{start + length} of episode {episode} of {self.path}, "
-                             f"which has {whole.length}")
+            raise IndexError(
+                f"frames {start}..{start + length} of episode {episode} of {self.path}, which has {whole.length}"
+            )
         return whole.start + start, length
 
 
@@ -212,8 +215,10 @@ def _read_meta(path: Path) -> dict[str, Any]:
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
         raise EpisodeError(f"{path / 'meta.json'} has format {found!r}, an episode folder has {FORMAT!r}")
     if meta.get("version") != VERSION:
-        raise EpisodeError(f"{path / 'meta.json'} has version {meta.get('version')!r}, this wm_jax reads version "
-                           f"{VERSION}; record again or use the wm_jax that wrote it ({meta.get('writer')})")
+        raise EpisodeError(
+            f"{path / 'meta.json'} has version {meta.get('version')!r}, this wm_jax reads version "
+            f"{VERSION}; record again or use the wm_jax that wrote it ({meta.get('writer')})"
+        )
     expected, actual = (path / DONE).read_text().strip(), checksum(path / "meta.json")
     if expected != actual:
         raise EpisodeError(f"{path / 'meta.json'} has checksum {actual}, {DONE} says {expected}: it was changed")
@@ -238,11 +243,13 @@ def _read_array(file: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     except FileNotFoundError:
         raise EpisodeError(f"{file} is missing, meta.json lists it") from None
     except (ValueError, OSError, EOFError) as error:
-        raise EpisodeError(f"{file} is cut short or no .npy file; meta.json says {np.dtype(dtype).name} "
-                           f"{list(shape)}: {error}") from None
+        raise EpisodeError(
+            f"{file} is cut short or no .npy file; meta.json says {np.dtype(dtype).name} {list(shape)}: {error}"
+        ) from None
     if array.shape != shape or array.dtype != dtype:
-        raise EpisodeError(f"{file} holds {array.dtype.name} {list(array.shape)}, meta.json says "
-                           f"{np.dtype(dtype).name} {list(shape)}")
+        raise EpisodeError(
+            f"{file} holds {array.dtype.name} {list(array.shape)}, meta.json says {np.dtype(dtype).name} {list(shape)}"
+        )
     return array
 
 
@@ -258,5 +265,7 @@ def _read_index(file: Path, shard: int, start: int, count: int) -> list[Episode]
 def _check_counts(path: Path, meta: Mapping[str, Any], episodes: list[Episode]) -> None:
     frames = sum(episode.length for episode in episodes)
     if (frames, len(episodes)) != (meta["num_frames"], meta["num_episodes"]):
-        raise EpisodeError(f"{path / 'meta.json'} says {meta['num_frames']} frames in {meta['num_episodes']} episodes, "
-                           f"its shards hold {frames} in {len(episodes)}")
+        raise EpisodeError(
+            f"{path / 'meta.json'} says {meta['num_frames']} frames in {meta['num_episodes']} episodes, "
+            f"its shards hold {frames} in {len(episodes)}"
+        )

@@ -52,8 +52,7 @@ def describe(folder: EpisodeFolder) -> list[tuple[str, str]]:
         ("game, split", f"{meta.get('env')}, {meta.get('split')}"),
         ("frames", f"{folder.num_frames:,} of {folder.image[0]}x{folder.image[1]} in {len(meta['shards'])} shards"),
         ("time", f"{folder.num_frames / folder.fps / 60:.1f} minutes at {folder.fps:g} frames/s"),
-        ("episodes", f"{folder.num_episodes:,}; length min {lengths.min()}, median {int(np.median(lengths))}, "
-                     f"max {lengths.max()}"),
+        ("episodes", f"{folder.num_episodes:,}; length {lengths.min()} to {lengths.max()}, mean {lengths.mean():.0f}"),
         ("levels", f"{len(set(levels)):,} different, {min(levels)} to {max(levels)}"),
         ("motion", f"{motion(folder):.2f} of 255, mean change of a pixel between frames"),
     ]  # fmt: skip

@@ -107,8 +107,10 @@ def make_loader(source: ClipSource, clip_frames: int, batch: int, seed: int, wor
     """
     clips = _Clips(source, clip_frames)
     if len(clips) < batch:
-        raise ValueError(f"the recording has {source.num_frames} frames: {max(len(clips), 0)} clips of {clip_frames}, "
-                         f"fewer than one batch of {batch}")
+        raise ValueError(
+            f"the recording has {source.num_frames} frames: {max(len(clips), 0)} clips of {clip_frames}, "
+            f"fewer than one batch of {batch}"
+        )
     import grain
 
     batches = grain.MapDataset.source(clips).seed(seed).shuffle().repeat().batch(batch, batch_fn=_stack)

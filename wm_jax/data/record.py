@@ -171,16 +171,18 @@ def _version() -> str:
 
 def main() -> int:
     """The command line; returns the exit status."""
-    config = tyro.cli(RecordConfig, prog="python -m wm_jax.data.record")
+    out = None
     try:
+        config = tyro.cli(RecordConfig, prog="python -m wm_jax.data.record")
+        out = config.out
         record(config)
     except (EpisodeError, envs.MissingGameError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: the unfinished recording of {config.out} was removed", file=sys.stderr)
+        print(f"interrupted: the unfinished recording of {out} was removed", file=sys.stderr)
         return 130
-    print(f"{config.out}: {config.frames} frames. Look at them: python -m wm_jax.data.inspect {config.out}")
+    print(f"{out}: {config.frames} frames. Look at them: python -m wm_jax.data.inspect {out}")
     return 0
 
 

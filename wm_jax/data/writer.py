@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -42,7 +42,7 @@ class EpisodeWriter:
         self._file: BinaryIO | None = None
         self._policies: dict[str, dict[str, int]] = {}
 
-    def __enter__(self) -> "EpisodeWriter":
+    def __enter__(self) -> Self:
         if self.path.exists():
             raise EpisodeError(f"{self.path} exists already; delete it or choose another --out")
         shutil.rmtree(self.unfinished, ignore_errors=True)
@@ -83,11 +83,15 @@ class EpisodeWriter:
 
     def _check(self, frames: np.ndarray, keys: np.ndarray) -> None:
         if frames.dtype != np.uint8 or frames.shape[1:] != (*self.image, 3) or len(frames) == 0:
-            raise EpisodeError(f"frames are {frames.dtype.name} {list(frames.shape)}, this recording holds uint8 "
-                               f"[t {self.image[0]} {self.image[1]} 3]")
+            raise EpisodeError(
+                f"frames are {frames.dtype.name} {list(frames.shape)}, this recording holds uint8 "
+                f"[t {self.image[0]} {self.image[1]} 3]"
+            )
         if keys.shape != (len(frames), len(self.controls.keys)):
-            raise EpisodeError(f"keys are {list(keys.shape)} for {len(frames)} frames and "
-                               f"{len(self.controls.keys)} keys ({', '.join(self.controls.codes)})")
+            raise EpisodeError(
+                f"keys are {list(keys.shape)} for {len(frames)} frames and "
+                f"{len(self.controls.keys)} keys ({', '.join(self.controls.codes)})"
+            )
         if keys[0].any():
             raise EpisodeError("keys are held at the first frame of an episode, but nothing led to that frame")
 

@@ -5,7 +5,7 @@ names the level being played, and the same level with the same keys gives the sa
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -36,8 +36,8 @@ class Game(gymnasium.Env[np.ndarray, np.ndarray]):
       split: Which levels are played.
     """
 
-    controls: ControlSpace
-    combos: dict[tuple[str, ...], float]
+    controls: ClassVar[ControlSpace]
+    combos: ClassVar[dict[tuple[str, ...], float]]
     split: Split
 
     def __init__(self, image: tuple[int, int], fps: float, split: Split, render_mode: str | None = None):
@@ -68,8 +68,10 @@ class Game(gymnasium.Env[np.ndarray, np.ndarray]):
         """The codes held in an action; refuses an action of another width."""
         keys = np.asarray(keys).astype(bool)
         if keys.shape != (len(self.controls.keys),):
-            raise ValueError(f"keys have shape {keys.shape}, this game has {len(self.controls.keys)} keys: "
-                             f"{', '.join(self.controls.codes)}")
+            raise ValueError(
+                f"keys have shape {keys.shape}, this game has {len(self.controls.keys)} keys: "
+                f"{', '.join(self.controls.codes)}"
+            )
         return {code for code, down in zip(self.controls.codes, keys, strict=True) if down}
 
     def choose_level(self, options: dict[str, Any] | None, low: int, high: int) -> int:

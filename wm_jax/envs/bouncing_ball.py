@@ -4,7 +4,7 @@
 keys push the ball, walls throw it back, nothing slows it down. Even level numbers are held out, odd ones are for training.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import gymnasium
@@ -94,7 +94,7 @@ class BouncingBall(Game):
     controls = keys_of(
         ("ArrowLeft", "push left"), ("ArrowRight", "push right"), ("ArrowUp", "push up"), ("ArrowDown", "push down")
     )
-    combos = {
+    combos: ClassVar[dict[tuple[str, ...], float]] = {
         (): 2.0,
         ("ArrowLeft",): 1.0,
         ("ArrowRight",): 1.0,
@@ -117,8 +117,9 @@ class BouncingBall(Game):
         self._level = self.choose_level(options, 0, _LEVELS)
         if self._level % 2 != odd:
             if options and "level" in options:
-                raise ValueError(f"level {self._level} is not one of the {self.split} levels: those are "
-                                 f"{'odd' if odd else 'even'}")
+                raise ValueError(
+                    f"level {self._level} is not one of the {self.split} levels: those are {'odd' if odd else 'even'}"
+                )
             self._level ^= 1
         self._state, frame = _start_and_draw(jnp.int32(self._level))
         self._frame = np.array(frame)

@@ -4,7 +4,7 @@ The play field (without the score) is averaged to 64x64; one frame is two of the
 level is how long the console waits before the first frame, and where the paddle goes meanwhile.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -22,7 +22,12 @@ class Breakout(Game):
     """Keep the ball in play and break the wall. Space serves; an episode ends when five balls are lost."""
 
     controls = keys_of(("ArrowLeft", "left"), ("ArrowRight", "right"), ("Space", "serve"))
-    combos = {(): 1.5, ("ArrowLeft",): 2.0, ("ArrowRight",): 2.0, ("Space",): 1.0}
+    combos: ClassVar[dict[tuple[str, ...], float]] = {
+        (): 1.5,
+        ("ArrowLeft",): 2.0,
+        ("ArrowRight",): 2.0,
+        ("Space",): 1.0,
+    }
 
     def __init__(self, *, split: Split = "train", render_mode: str | None = None):
         super().__init__((64, 64), 60 / CONSOLE_FRAMES, split, render_mode)

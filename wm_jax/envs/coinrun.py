@@ -5,7 +5,7 @@ Each reset builds the level from its number alone. Held-out levels are 0..9,999,
 
 import contextlib
 import io
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -20,7 +20,7 @@ class CoinRun(Game):
     """Run right, jump over what would kill you, reach the coin. An episode ends by coin, death or after 1000 frames."""
 
     controls = keys_of(("ArrowLeft", "left"), ("ArrowRight", "right"), ("ArrowUp", "jump"), ("ArrowDown", "down"))
-    combos = {
+    combos: ClassVar[dict[tuple[str, ...], float]] = {
         (): 1.0,
         ("ArrowRight",): 3.0,
         ("ArrowRight", "ArrowUp"): 4.0,

@@ -8,7 +8,7 @@ import contextlib
 import os
 import tempfile
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -42,7 +42,7 @@ class Doom(Game):
         ("KeyD", "step right"),
         ("Space", "shoot"),
     )
-    combos = {
+    combos: ClassVar[dict[tuple[str, ...], float]] = {
         ("KeyW",): 5.0,
         ("KeyW", "ArrowLeft"): 3.0,
         ("KeyW", "ArrowRight"): 3.0,

@@ -29,8 +29,9 @@ def make(name: str, *, split: Split = "train", **options: Any) -> Game:
     """
     module, kind, library = _known(name)
     if not is_installed(name):
-        raise MissingGameError(f"the game {name!r} needs the library {library!r}, which is not installed: "
-                               f"pip install -e '.[games]'")
+        raise MissingGameError(
+            f"the game {name!r} needs the library {library!r}, which is not installed: pip install -e '.[games]'"
+        )
     return getattr(importlib.import_module(module), kind)(split=split, **options)
 
 
