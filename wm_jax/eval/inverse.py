@@ -79,9 +79,9 @@ def shrink_of(image: tuple[int, int]) -> int:
     return max(1, -(-max(image) // LARGEST))
 
 
-def apply(params: Params, windows: UInt8[jax.Array, "b t h w 3"]) -> Float[jax.Array, "b classes"]:
-    """Logits of all heads side by side."""
-    x = _motion(_grey(windows))
+def apply(params: Params, grey: Float[jax.Array, "b t h w"]) -> Float[jax.Array, "b classes"]:
+    """Logits of all heads side by side, from windows that went through `greyed`."""
+    x = _motion(grey)
     for name in ("conv0", "conv1", "conv2"):
         layer = params[name]
         x = jax.lax.conv_general_dilated(x, layer["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -92,8 +92,8 @@ def apply(params: Params, windows: UInt8[jax.Array, "b t h w 3"]) -> Float[jax.A
     return x @ params["answer"]["kernel"] + params["answer"]["bias"][None]
 
 
-def _grey(windows):
-    """`[b t h w]`, -1 to 1, shrunk."""
+def greyed(windows: UInt8[jax.Array, "b t h w 3"]) -> Float[jax.Array, "b t h w"]:
+    """Brightness from -1 to 1, large frames shrunk."""
     grey = windows.astype(jnp.float32).mean(-1) / 127.5 - 1
     cell = shrink_of(grey.shape[2:])
     if cell == 1:
@@ -109,7 +109,9 @@ def _motion(grey):
     return jnp.moveaxis(jnp.concatenate([3 * (grey[:, 1:] - grey[:, :-1]), now], axis=1), 1, -1)
 
 
-_answer = jax.jit(apply)
+@jax.jit
+def _answer(params, windows):
+    return apply(params, greyed(windows))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -18,8 +18,11 @@ from jaxtyping import Bool, UInt8
 
 from wm_jax.data import EpisodeError, EpisodeFolder
 from wm_jax.eval.control import Head, HeadScore, classes_of, heads_of, mean_over_heads, score
-from wm_jax.eval.inverse import OFFSETS, Inverse, apply, init, save
+from wm_jax.eval.inverse import OFFSETS, Inverse, apply, greyed, init, save
 from wm_jax.eval.progress import progress
+
+_BANK = 1 << 20
+_STRONGEST_NOISE = 4 / 127.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,16 @@ def train(config: InverseConfig, *, quiet: bool = False) -> Inverse:
     params = init(heads, folder.image, jax.random.key(config.seed))
     carry, loss = (params, optimizer.init(params)), None
     sizes = tuple(head.classes for head in heads)
-    update = functools.partial(_update, optimizer, sizes, jnp.concatenate([jnp.log(p) for p in priors]))
+    # Cuts from a bank of normal numbers: drawing fresh ones would cost as much as the network.
+    bank = rng.standard_normal(_BANK, np.float32)
+    update = functools.partial(_update, optimizer, sizes, jnp.log(jnp.concatenate(priors)), jnp.asarray(bank))
     with progress(quiet) as bar:
         task = bar.add_task("inverse dynamics", total=config.steps)
         for _ in range(config.steps):
             windows, keys = draw_windows(folder, config.batch, rng)
-            carry, loss = update(carry, _disturb(windows, rng), classes_of(heads, keys))
+            starts = rng.integers(0, _BANK // 2, config.batch, np.int32)
+            strengths = rng.uniform(0, _STRONGEST_NOISE, config.batch).astype(np.float32)
+            carry, loss = update(carry, (windows, classes_of(heads, keys), starts, strengths))
             bar.advance(task)
     facts = {"episodes": config.episodes.name, "frames": folder.num_frames, "steps": config.steps,
              "batch": config.batch, "seed": config.seed, "loss": float(loss if loss is not None else np.nan)}  # fmt: skip
@@ -69,11 +76,13 @@ def train(config: InverseConfig, *, quiet: bool = False) -> Inverse:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _update(optimizer, sizes, log_priors, carry, windows, classes):
+def _update(optimizer, sizes, log_priors, bank, carry, batch):
     params, moments = carry
+    windows, classes, starts, strengths = batch
+    grey = _disturb(greyed(windows), bank, starts, strengths)
 
     def loss_of(params):
-        logits = apply(params, windows) + log_priors[None]
+        logits = apply(params, grey) + log_priors[None]
         parts = jnp.split(logits, np.cumsum(sizes)[:-1], axis=-1)
         losses = [optax.softmax_cross_entropy_with_integer_labels(part, classes[:, i]) for i, part in enumerate(parts)]
         return jnp.mean(jnp.stack(losses))
@@ -108,14 +117,16 @@ def draw_windows(
     return np.stack(windows), np.stack(keys)
 
 
-def _disturb(windows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blurs half of the windows and adds a little noise to all: a dream must be judged by its motion, not its sharpness."""
-    blurred = windows[: len(windows) // 2].astype(np.float32)
+def _disturb(grey, bank, starts, strengths):
+    """Blurs half of the windows and adds a little noise: a dream must be judged by its motion, not by its sharpness."""
+    half = grey.shape[0] // 2
+    blurred = grey[:half]
     for axis in (2, 3):
-        blurred = 0.5 * blurred + 0.25 * (np.roll(blurred, 1, axis) + np.roll(blurred, -1, axis))
-    noisy = np.concatenate([blurred, windows[len(windows) // 2 :]])
-    noisy += rng.uniform(0, 4, (len(noisy), 1, 1, 1, 1)) * rng.standard_normal(noisy.shape, np.float32)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+        blurred = 0.5 * blurred + 0.25 * (jnp.roll(blurred, 1, axis) + jnp.roll(blurred, -1, axis))
+    grey = jnp.concatenate([blurred, grey[half:]])
+    size = grey[0].size
+    noise = jax.vmap(lambda start: jax.lax.dynamic_slice(bank, (start,), (size,)))(starts).reshape(grey.shape)
+    return grey + strengths[:, None, None, None] * noise
 
 
 def accuracy(inverse: Inverse, folder: EpisodeFolder, count: int = 8000, seed: int = 0) -> tuple[HeadScore, ...]:

@@ -31,8 +31,11 @@ def write(path: Path, title: str, curves: Curves, control: Control | None, drift
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
-        axis.set_title(axis.get_title(), fontsize=10.5, loc="left")
     figure.savefig(path)
+
+
+def _title(axis, text: str) -> None:
+    axis.set_title(text, fontsize=10.5, loc="left")
 
 
 def _psnr(axis, curves: Curves) -> None:
@@ -40,7 +43,7 @@ def _psnr(axis, curves: Curves) -> None:
         values = curves.psnr[name]
         axis.plot(np.arange(1, len(values) + 1), values, style, color=colour, label=label, linewidth=1.8)
     _horizon_axis(axis, curves)
-    axis.set(title="PSNR, mean of frames (dB)")
+    _title(axis, "PSNR, mean of frames (dB)")
     axis.legend(frameon=False, fontsize=8.5)
 
 
@@ -48,7 +51,8 @@ def _ssim(axis, curves: Curves) -> None:
     for name, (_, colour, style) in _NAMES.items():
         axis.plot(curves.horizons, curves.ssim[name], style, marker="o", markersize=4, color=colour, linewidth=1.8)
     _horizon_axis(axis, curves)
-    axis.set(title="SSIM, mean of frames", ylim=(None, 1))
+    axis.set_ylim(None, 1)
+    _title(axis, "SSIM, mean of frames")
 
 
 def _horizon_axis(axis, curves: Curves) -> None:
@@ -63,15 +67,17 @@ def _delta(axis, curves: Curves) -> None:
     axis.bar_label(bars, fmt="%.2f", fontsize=9)
     axis.set_xticks(np.arange(1, len(values) + 1))
     axis.margins(y=0.15)
-    axis.set(title="Delta-PSNR: true keys - random keys (dB)")
+    _title(axis, "Delta-PSNR: true keys - random keys (dB)")
     axis.set_xlabel("frames after the prompt", fontsize=9)
 
 
 def _control(axis, control: Control | None) -> None:
-    axis.set(title="keys recognised where the recording shows them", ylim=(0, 1.08))
-    if control is None:
+    _title(axis, "keys recognised where the recording shows them")
+    axis.set_ylim(0, 1.12)
+    rows = [row for row in control.scores if row.is_counted] if control else []
+    if control is None or not rows:
+        axis.text(0.5, 0.5, "no keys that show", ha="center", transform=axis.transAxes, color="#6c757d")
         return
-    rows = [row for row in control.scores if row.is_counted]
     places = np.arange(len(rows))
     passed = [row for row in control.autoencoded if row.is_counted]
     series = [("real", rows, "real", "#00798c"), ("autoencoded", passed, "dreamed", "#6c757d"),
@@ -86,7 +92,7 @@ def _control(axis, control: Control | None) -> None:
 
 
 def _drift(axis, drift: Drift | None, fields: tuple[str, ...], title: str) -> None:
-    axis.set(title=title)
+    _title(axis, title)
     if drift is None:
         return
     window = min(WINDOW_FRAMES, drift.frames)
