@@ -99,7 +99,7 @@ def load_prompts(folder: str | Path) -> dict[str, np.ndarray] | None:
 
 def _keep_other_files(old: Path, made: Path) -> None:
     for path in old.iterdir() if old.is_dir() else ():
-        is_plain = path.is_file() and not path.is_symlink() and path.suffix != ".safetensors"
+        is_plain = path.is_file() and not path.is_symlink() and not path.match("weights*.safetensors")
         if is_plain and not (made / path.name).exists():
             shutil.copy2(path, made)
 
