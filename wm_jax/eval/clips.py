@@ -98,7 +98,9 @@ def open_held_out(path: Path, config: WorldConfig, frames: int) -> Recording:
       MissingGameError: it must be recorded and the game's library is not installed.
     """
     if not path.exists():
-        record(RecordConfig(env=config.env, out=path, frames=frames, split="held_out", workers=2))  # pyright: ignore
+        # Starting processes takes longer than playing a few frames.
+        workers = 2 if frames > 5_000 else 0
+        record(RecordConfig(env=config.env, out=path, frames=frames, split="held_out", workers=workers))  # pyright: ignore
     folder = EpisodeFolder.open(path)
     check_match(folder, config)
     if folder.meta.get("split") != "held_out":
@@ -106,8 +108,9 @@ def open_held_out(path: Path, config: WorldConfig, frames: int) -> Recording:
             f"{path} holds the split {folder.meta.get('split')!r}: a world is measured on levels that its "
             f"training never saw, record them with --split held_out"
         )
-    # The last episode of a recording may be cut short by its frame count, so it is never taken.
-    whole = [e for e in folder.episodes[:-1] if e.start + e.length <= frames] or folder.episodes
+    # An episode that ends with the last frame may have been cut short there, so it never counts.
+    limit = min(frames, folder.num_frames)
+    whole = [episode for episode in folder.episodes if episode.start + episode.length < limit] or folder.episodes
     return Recording(folder, tuple(whole))
 
 
