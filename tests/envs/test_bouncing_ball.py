@@ -46,6 +46,5 @@ def test_keys_push_the_way_they_point():
 
 
 def test_held_out_levels_are_even_and_training_levels_odd():
-    for split, rest in (("train", 1), ("held_out", 0)):
-        game = BouncingBall(split=split)
+    for game, rest in ((BouncingBall(split="train"), 1), (BouncingBall(split="held_out"), 0)):
         assert {game.reset(seed=seed)[1]["level"] % 2 for seed in range(8)} == {rest}

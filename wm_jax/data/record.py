@@ -11,7 +11,7 @@ import importlib.metadata
 import itertools
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +119,7 @@ def record(config: RecordConfig, *, quiet: bool = False) -> Path:
     return config.out
 
 
-def _episodes(config: RecordConfig, game: envs.Game) -> Iterator[Played]:
+def _episodes(config: RecordConfig, game: envs.Game) -> Generator[Played, None, None]:
     """Episodes 0, 1, 2, ... in order, played here or by the workers."""
     if config.workers == 0:
         for number in itertools.count():

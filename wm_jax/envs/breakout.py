@@ -37,7 +37,7 @@ class Breakout(Game):
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._console = ale_py.ALEInterface()
         self._console.setFloat("repeat_action_probability", 0.0)
-        self._console.loadROM(roms.get_rom_path("breakout"))
+        self._console.loadROM(str(roms.get_rom_path("breakout")))
         action = ale_py.Action
         self._still, self._serve, self._left, self._right = action.NOOP, action.FIRE, action.LEFT, action.RIGHT
         self._level = -1

@@ -71,22 +71,21 @@ class Doom(Game):
         self._level = self.choose_level(options, *LEVELS[self.split])
         maps = MAPS[self.split]
         self._map = maps[self._level % len(maps)]
-        if self._game is None:
-            self._start()
-        self._game.set_doom_map(f"MAP{self._map:02d}")
-        self._game.set_seed(self._level)
-        self._game.new_episode()
-        self._game.send_game_command("god")
+        game = self._game = self._game or self._start()
+        game.set_doom_map(f"MAP{self._map:02d}")
+        game.set_seed(self._level)
+        game.new_episode()
+        game.send_game_command("god")
         # Look somewhere else each time, and let the weapon come up before the first frame.
-        self._game.make_action([0, 0, 0, 0, float(self._level * 137 % 360), 0, 0], 1)
-        self._game.make_action([0] * 7, 20)
+        game.make_action([0, 0, 0, 0, float(self._level * 137 % 360), 0, 0], 1)
+        game.make_action([0] * 7, 20)
         self._frame = self._see()
         return self._frame, self._info(stale=False)
 
     def step(self, action: Keys) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         held = self.held(action)
-        if self._game is None or self._level < 0 or self._frame is None:
-            raise gymnasium.error.ResetNeeded("no Doom level is being played: call reset()")
+        if self._game is None or self._frame is None or self._game.is_episode_finished():
+            raise gymnasium.error.ResetNeeded("the Doom level has ended or was never started: call reset()")
         turn = TURN_PER_TIC * (("ArrowRight" in held) - ("ArrowLeft" in held))
         moves = [code in held for code in ("KeyW", "KeyS", "KeyA", "KeyD")]
         self._game.make_action([*moves, turn, "Space" in held, 0], TICS_PER_FRAME)
@@ -112,7 +111,7 @@ class Doom(Game):
         """Explores: walks on while the way is clear, turns to the more open side before walls, backs out when stuck."""
         return _Explorer(self, rng)
 
-    def _start(self) -> None:
+    def _start(self) -> Any:
         import vizdoom
 
         game, button = vizdoom.DoomGame(), vizdoom.Button
@@ -140,7 +139,7 @@ class Doom(Game):
             os.rmdir("_vizdoom")
         # Closes a game that nobody closed before its folder goes, else ViZDoom complains that it cannot save.
         self._closer = weakref.finalize(self, game.close)
-        self._game = game
+        return game
 
     def _see(self) -> np.ndarray:
         view = self._game.get_state().screen_buffer[:, 32:224]
