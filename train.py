@@ -19,7 +19,7 @@ Stopped by Ctrl-C, SIGTERM, a crash or a full disk, the same command goes on whe
 
 
 def main(argv: list[str]) -> None:
-    """Reads the command line and trains; errors that a user can mend are said in one line."""
+    """Reads the command line and trains."""
     parser = argparse.ArgumentParser("train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--out", type=Path)
     own, rest = parser.parse_known_args(argv)
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, RuntimeError, ImportError) as error:
-        if os.environ.get("WM_JAX_TRACEBACK"):
+    except Exception as error:
+        # Our own errors say what is wrong and the way out; any other is a bug and shows where it is.
+        if not type(error).__module__.startswith("wm_jax."):
             raise
         raise SystemExit(f"{type(error).__name__}: {error}") from error

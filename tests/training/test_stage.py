@@ -130,7 +130,9 @@ def test_a_stopped_run_started_again_ends_at_the_same_bits(runs: Path, monkeypat
 def test_fine_tuning_starts_from_all_weights_of_the_other_run(runs: Path) -> None:
     still = OptimizerConfig(learning_rate=0.0, warmup_steps=1)
     prepare.train(second_stage(autoencoder_from=None, init_from="dynamics", optimizer=still, steps=1), runs / "tuned")
-    assert weights(runs / "tuned") == weights(runs / "dynamics")
+    tuned, source = (wm_jax.world.load(runs / name)[1] for name in ("tuned", "dynamics"))
+    # Not to the bit: the slow weights are an average of two equal numbers, which rounds.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), tuned, source)
 
 
 def test_weights_of_another_world_are_refused_leaf_by_leaf(runs: Path) -> None:
