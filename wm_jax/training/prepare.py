@@ -23,7 +23,7 @@ def train(config: TrainConfig, out: Path) -> None:
       MissingGameError: a recording is missing and its game is not installed.
     """
     record_missing(config)
-    config = dataclasses.replace(config, autoencoder_from=_autoencoder(config, out.parent))
+    config = dataclasses.replace(config, autoencoder_from=_autoencoder(config, out))
     loop.run(config, out, make_parts(config), config.tensorboard)
 
 
@@ -39,13 +39,16 @@ def record_missing(config: TrainConfig) -> None:
             record(RecordConfig(env=game, out=Path(folder), split=split, frames=config.record_frames // share))
 
 
-def _autoencoder(config: TrainConfig, runs: Path) -> str | None:
+def _autoencoder(config: TrainConfig, out: Path) -> str | None:
     """The folder to take the autoencoder from; a config file in its place is a run that must be finished first."""
     source = config.autoencoder_from
     if source is None or not source.endswith(".py"):
         return source
+    if begun := checkpoint.checkpoints(out / loop.CHECKPOINTS):
+        # The checkpoint holds the autoencoder already: its run may be gone, and is not trained again.
+        return checkpoint.read_saved(begun[-1]).config["autoencoder_from"]
     first: TrainConfig = config_file.load(source)
-    folder = runs / first.name
+    folder = out.parent / first.name
     if not is_finished(first, folder):
         train(first, folder)
     return str(folder)
