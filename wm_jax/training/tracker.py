@@ -95,8 +95,8 @@ class Tracker:
         row = {"step": step, **metrics, "frames_per_second": round(rate, 1) if rate else None}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in row.items() if self._board is not None else ():
-            if name != "step" and value is not None:
+        for name, value in row.items():
+            if self._board is not None and name != "step" and value is not None:
                 self._board.add_scalar(name, value, step)
         said = f"loss {metrics.get('loss', math.nan):.4g}"
         if rate:
