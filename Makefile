@@ -9,7 +9,7 @@
 #   make lock        resolve requirements/*.txt again (needs uv)
 #
 #   PYTHON=3.11      another Python: a version, a command or a path
-#   WORLD=worlds/doom PORT=8001 make play
+#   WORLD=runs/toy PORT=8001 make play
 
 PYTHON ?=
 WORLD ?= worlds/coinrun
