@@ -27,15 +27,20 @@ class Server:
     params: Any
     prompts: wm.Prompt
     service: Service
+    tickets: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def create(self, **body: Any) -> dict[str, Any]:
         answer = httpx.post(f"{self.url}/v1/sessions", json=body)
         assert answer.status_code == 201, answer.text
+        self.tickets.append(answer.json())
         return answer.json()
 
     def connect(self, ticket: dict[str, Any], token: str | None = None, **options: Any) -> ClientConnection:
         protocols = ["wm.v1", "wm.auth." + (token or ticket["token"])]
         return connect(ticket["ws_url"], subprotocols=protocols, compression=None, **options)
+
+    def talk(self, socket: ClientConnection, **options: Any) -> "Talk":
+        return Talk(socket, **options)
 
     def delete(self, ticket: dict[str, Any]) -> None:
         httpx.delete(f"{self.url}/v1/sessions/{ticket['session_id']}")
@@ -113,12 +118,24 @@ def wait_until_ready(url: str, timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
+            answer = httpx.get(f"{url}/readyz").json()
+            assert answer["status"] != "failed", answer
+            if answer["ready"]:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.05)
     raise TimeoutError(f"{url} was not ready after {timeout_s} s")
+
+
+@pytest.fixture(autouse=True)
+def free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test seated is gone after it, also when it failed."""
+    yield
+    if "server" in request.fixturenames:
+        server: Server = request.getfixturevalue("server")
+        while server.tickets:
+            server.delete(server.tickets.pop())
 
 
 @pytest.fixture
@@ -127,4 +144,3 @@ def talk(server: Server, request: pytest.FixtureRequest) -> Iterator[Talk]:
     ticket = server.create(**getattr(request, "param", {}))
     with server.connect(ticket) as socket:
         yield Talk(socket)
-    server.delete(ticket)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
@@ -70,8 +71,8 @@ class Engine:
         self._start = jax.jit(self._start_one).lower(self._params, prompt, np.uint32(0)).compile()
         report("compiling seats", 0.4)
         one = self._start(self._params, prompt, np.uint32(0))
-        state = empty(self.world, self.slots)
-        self._put = jax.jit(put, donate_argnums=0).lower(state, np.int32(0), one).compile()
+        state = _bare(empty(self.world, self.slots))
+        self._put = jax.jit(self._put_one, donate_argnums=0).lower(state, np.int32(0), one).compile()
         report("compiling step", 0.5)
         keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
         active = np.zeros(self.slots, bool)
@@ -95,12 +96,32 @@ class Engine:
         return frames
 
     def _start_one(self, params: Params, prompt: Prompt, seed: Array) -> WorldState:
-        return start(self.world, params, prompt, jax.random.key(seed))
+        return _bare(start(self.world, params, prompt, jax.random.key(seed)))
+
+    def _put_one(self, state: WorldState, slot: Array, one: WorldState) -> WorldState:
+        return _bare(put(self._dressed(state), slot, self._dressed(one)))
 
     def _step_all(
         self, params: Params, state: WorldState, keys: Array, active: Array
     ) -> tuple[WorldState, UInt8[Array, "b h w 3"]]:
-        return step(self.world, params, state, Controls(keys), active=active)
+        new, frames = step(self.world, params, self._dressed(state), Controls(keys), active=active)
+        return _bare(new), frames
+
+    def _dressed(self, state: WorldState) -> WorldState:
+        """The state with its random keys typed again, as the world wants it."""
+        typed = jax.eval_shape(lambda: empty(self.world))
+        return jax.tree.map(
+            lambda leaf, like: jax.random.wrap_key_data(leaf) if _is_key(like) else leaf, state, typed, is_leaf=_is_key
+        )
+
+
+def _is_key(leaf: object) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _bare(state: WorldState) -> WorldState:
+    """The state with its random keys as plain numbers: a compiled call with typed keys takes JAX's slow path."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state, is_leaf=_is_key)
 
 
 def use_compile_cache(folder: Path) -> None:

@@ -76,8 +76,8 @@ class Arcade:
         self._lock = threading.Lock()
 
     def is_free(self, session: Session) -> bool:
-        """Whether the session's last real frame is done; always true of dreams."""
-        seat = self._seats.get(session.id) if session.source == "real" else None
+        """Whether the session's last real frame is done; always true of one that only dreams."""
+        seat = self._seats.get(session.id)
         return seat is None or not seat.is_busy
 
     def play(self, session: Session, turn: Turn) -> None:

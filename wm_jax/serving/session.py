@@ -102,7 +102,7 @@ class Session:
         self.is_paused = False
         self.failure: ErrorCode | None = None
         self.started_at = time.monotonic()
-        self.frames_shown = 0
+        self._newest_shown = -1
         self._columns = {code: index for index, code in enumerate(controls.codes)}
         self._max_step_frames = max_step_frames
         self._lock = threading.Lock()
@@ -187,7 +187,9 @@ class Session:
 
     def show(self, frame: EncodedFrame) -> None:
         """Hands a finished frame to the outbox, and keeps it if a step asked for it."""
-        self.frames_shown += 1
+        if self.mode == "realtime" and frame.frame_id <= self._newest_shown:
+            return  # a real game and a dream are made by two threads: at a switch one may overtake the other
+        self._newest_shown = frame.frame_id
         work = None if frame.step_id is None else self._kept.get(frame.step_id)
         if work is not None:
             work.frames.append(frame)

@@ -1,0 +1,132 @@
+"""The HTTP half of wm.v1, over a real server, and what it refuses."""
+
+import base64
+import io
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import wm_jax as wm
+from wm_jax.serving.app import make_app
+from wm_jax.serving.config import ServeConfig
+
+
+def png(width: int, height: int) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_health_readiness_and_models_tell_the_world(server):
+    assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
+    ready = httpx.get(f"{server.url}/readyz")
+    assert ready.status_code == 200 and ready.json()["ready"] is True
+    (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+    assert (model["id"], model["width"], model["height"], model["fps"]) == ("tiny", 32, 32, 30.0)
+    assert [key["code"] for key in model["keymap"]] == ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]
+    assert model["action_space"]["properties"]["raw"]["minItems"] == 4
+    assert httpx.get(f"{server.url}/v1/models/tiny").json() == model
+    assert "/v1/sessions" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+def test_an_unknown_model_is_named_beside_the_known_one(server):
+    answer = httpx.get(f"{server.url}/v1/models/mars")
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "unknown_model" and "'mars'" in answer.json()["message"]
+    assert "'tiny'" in answer.json()["message"]
+
+
+def test_a_session_lives_from_post_to_delete(server):
+    ticket = server.create(init={"seed": 3})
+    assert ticket["ws_url"].endswith(f"/v1/sessions/{ticket['session_id']}/ws")
+    url = f"{server.url}/v1/sessions/{ticket['session_id']}"
+    assert httpx.get(url).json()["status"] == "ready"
+    assert httpx.delete(url).json()["status"] == "ended"
+    gone = httpx.get(url)
+    assert gone.status_code == 404 and gone.json()["code"] == "unknown_session"
+
+
+def test_a_full_server_says_when_to_come_again(server):
+    tickets = [server.create(), server.create()]
+    answer = httpx.post(f"{server.url}/v1/sessions", json={})
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "full" and "2 slots" in answer.json()["message"]
+    assert int(answer.headers["Retry-After"]) >= 1
+    server.delete(tickets[0])
+    server.create()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "says"),
+    [
+        ({"model": "mars"}, 404, "unknown_model", "tiny"),
+        ({"mode": "dance"}, 422, "bad_message", "mode"),
+        ({"init": {"seed": -1}}, 422, "bad_message", "seed"),
+        ({"init": {"prompt": 99}}, 422, "unsupported", "ships 3"),
+        ({"init": {"image": png(16, 8)}}, 422, "wrong_image", "16x8 pixels, this world dreams 32x32"),
+        ({"init": {"image": "!!"}}, 422, "wrong_image", ""),
+        ({"init": {"snapshot": "x"}}, 422, "unsupported", "snapshot"),
+        ({"media": {"codec": "av9"}}, 422, "bad_message", "codec"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name_and_takes_no_slot(server, body, status, code, says):
+    free = server.free_slots()
+    answer = httpx.post(f"{server.url}/v1/sessions", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert says in answer.json()["message"]
+    assert server.free_slots() == free
+
+
+def test_an_image_of_the_right_size_starts_a_session(server):
+    server.create(init={"image": png(32, 32)})
+
+
+def test_a_foreign_page_may_not_open_sessions(server):
+    answer = httpx.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 403 and answer.json()["code"] == "forbidden_origin"
+    own = httpx.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": server.url})
+    assert own.status_code == 201
+    server.delete(own.json())
+
+
+def test_a_body_that_is_too_long_or_no_json_is_refused(server):
+    long = httpx.post(f"{server.url}/v1/sessions", content=b"x" * (2**20 + 1))
+    assert long.status_code == 413 and long.json()["code"] == "too_large"
+    broken = httpx.post(f"{server.url}/v1/sessions", content=b"{", headers={"Content-Type": "application/json"})
+    assert broken.status_code == 422 and broken.json()["code"] == "bad_message"
+
+
+async def ask(config: ServeConfig, method: str, path: str, **options) -> httpx.Response:
+    """One request to an app that has not begun to compile."""
+    app = make_app(config, *wm.tiny_world(0), wm.Prompt())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+        return await client.request(method, path, **options)
+
+
+def test_a_server_with_a_secret_wants_it():
+    import asyncio
+
+    def post(**headers: str) -> httpx.Response:
+        config = ServeConfig(auth="sesame")
+        return asyncio.run(ask(config, "POST", "/v1/sessions", json={}, headers=headers))
+
+    assert post().status_code == 401
+    assert post(Authorization="Bearer wrong").json()["code"] == "unauthorized"
+    assert post(Authorization="Bearer sesame").status_code == 201
+
+
+def test_before_it_is_compiled_the_server_is_not_ready_but_seats_players():
+    import asyncio
+
+    ready = asyncio.run(ask(ServeConfig(), "GET", "/readyz"))
+    assert ready.status_code == 503 and ready.json()["ready"] is False
+    assert asyncio.run(ask(ServeConfig(), "POST", "/v1/sessions", json={})).json()["status"] == "starting"
+
+
+def test_the_page_and_all_its_files_are_served(server):
+    index = httpx.get(server.url)
+    assert index.status_code == 200 and "frame-ancestors 'none'" in index.headers["Content-Security-Policy"]
+    for name in ("main.js", "player.js", "keys.js", "hud.js", "protocol.js", "style.css", "icon.svg"):
+        assert httpx.get(f"{server.url}/page/{name}").status_code == 200, name

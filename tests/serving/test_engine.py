@@ -1,0 +1,121 @@
+"""The batch: players share a device, not a fate."""
+
+import jax
+import numpy as np
+import pytest
+
+import wm_jax as wm
+from wm_jax.serving.engine import Engine, Scenes
+from wm_jax.serving.session import Opening
+from wm_jax.world.step import pick_prompt
+
+
+def prompts() -> wm.Prompt:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 2, 32, 32, 3), dtype=np.uint8)
+    return wm.Prompt(frames, wm.Controls(np.zeros((3, 2, 4), bool)))
+
+
+def engine_of(slots: int) -> Engine:
+    world, params = wm.tiny_world(0)
+    engine = Engine(world, params, Scenes(prompts()), slots)
+    engine.compile(lambda stage, progress: None)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def two() -> Engine:
+    return engine_of(2)
+
+
+def held(seed: int, frames: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((frames, 4)) < 0.4
+
+
+def play(engine: Engine, keys: list[np.ndarray | None], frames: int) -> np.ndarray:
+    """Frames `[slots t h w 3]` under these keys a slot; None: the slot is idle."""
+    shown = []
+    active = np.asarray([row is not None for row in keys])
+    for index in range(frames):
+        rows = np.stack([np.zeros(4, bool) if row is None else row[index] for row in keys])
+        shown.append(np.asarray(engine.step(rows, active)))
+    return np.stack(shown, axis=1)
+
+
+def test_stepping_the_engine_equals_the_worlds_own_step_bit_for_bit():
+    engine = engine_of(1)
+    keys = held(1, 12)
+    engine.seat(0, Opening(7))
+    shown = play(engine, [keys], 12)
+    world, params = wm.tiny_world(0)
+    state = wm.start(world, params, pick_prompt(prompts(), 7), jax.random.key(7))
+    for index, row in enumerate(keys):
+        state, frame = wm.step(world, params, state, wm.Controls(row[None]))
+        assert np.array_equal(shown[:, index], np.asarray(frame))
+
+
+def test_a_session_does_not_depend_on_its_neighbour(two: Engine):
+    mine = held(1, 8)
+    two.seat(0, Opening(3))
+    two.seat(1, Opening(4))
+    with_one = play(two, [mine, held(2, 8)], 8)
+    two.seat(0, Opening(3))
+    two.seat(1, Opening(9))
+    with_another = play(two, [mine, None], 8)
+    assert np.array_equal(with_one[0], with_another[0])
+    assert not np.array_equal(with_one[0], with_one[1])
+
+
+def test_a_session_does_not_depend_on_its_slot(two: Engine):
+    keys = held(5, 6)
+    two.seat(0, Opening(3))
+    two.seat(1, Opening(3))
+    frames = play(two, [keys, keys], 6)
+    assert np.array_equal(frames[0], frames[1])
+
+
+def test_an_idle_slot_keeps_its_state(two: Engine):
+    mine = held(1, 8)
+    two.seat(0, Opening(3))
+    whole = play(two, [mine, None], 8)[0]
+    two.seat(0, Opening(3))
+    two.seat(1, Opening(8))
+    first = play(two, [mine[:4], None], 4)[0]
+    play(two, [None, held(6, 5)], 5)
+    second = play(two, [mine[4:], held(6, 4)], 4)[0]
+    assert np.array_equal(whole, np.concatenate([first, second]))
+
+
+def test_same_seed_same_dream_and_another_seed_another(two: Engine):
+    def dream(seed: int) -> np.ndarray:
+        two.seat(0, Opening(seed))
+        return play(two, [held(1, 4), None], 4)[0]
+
+    assert np.array_equal(dream(3), dream(3))
+    assert not np.array_equal(dream(3), dream(4))
+
+
+def test_keys_change_the_dream(two: Engine):
+    def dream(keys: np.ndarray) -> np.ndarray:
+        two.seat(0, Opening(3))
+        return play(two, [keys, None], 6)[0]
+
+    assert not np.array_equal(dream(np.zeros((6, 4), bool)), dream(np.ones((6, 4), bool)))
+
+
+def test_seating_and_stepping_compile_nothing(two: Engine, caplog: pytest.LogCaptureFixture):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        two.seat(1, Opening(11))
+        play(two, [held(1, 3), held(2, 3)], 3)
+    compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    assert not [text for text in compiled if "step" in text or "start" in text or "put" in text], compiled
+
+
+def test_an_own_image_becomes_the_whole_prompt():
+    scenes = Scenes(prompts())
+    image = np.full((32, 32, 3), 77, np.uint8)
+    chosen = scenes.pick(Opening(0, image=image))
+    assert chosen.frames is not None and np.asarray(chosen.frames).shape == (1, 2, 32, 32, 3)
+    assert np.all(np.asarray(chosen.frames) == 77)
+    named = scenes.pick(Opening(0, prompt=2)).frames
+    assert named is not None and np.array_equal(np.asarray(named)[0], np.asarray(prompts().frames)[2])
+    assert Scenes(wm.Prompt()).pick(Opening(0)).frames is None

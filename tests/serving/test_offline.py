@@ -1,0 +1,65 @@
+"""Keys in a file, a video out."""
+
+import av
+import jax
+import numpy as np
+import pytest
+
+import wm_jax as wm
+from wm_jax.serving.offline import CHUNK_FRAMES, read_keys, write_rollout
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return wm.tiny_world(0)
+
+
+def save(tmp_path, **arrays):
+    np.savez(tmp_path / "actions.npz", **arrays)
+    return tmp_path / "actions.npz"
+
+
+def test_keys_come_back_as_they_were_saved(tiny, tmp_path):
+    keys = np.random.default_rng(0).random((5, 4)) < 0.5
+    assert np.array_equal(read_keys(save(tmp_path, keys=keys), tiny[0].config.controls), keys)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"keys": np.zeros((5, 7), bool)}, r"keys is \[5, 7\], this world wants \[t, 4\]: ArrowLeft"),
+        ({"keys": np.zeros(4, bool)}, r"keys is \[4\]"),
+        ({"keys": np.zeros((0, 4), bool)}, "no frames"),
+        ({"actions": np.zeros((5, 4), bool)}, "holds actions, a rollout needs an array `keys`"),
+        ({"keys": np.asarray([{}], object)}, "no readable .npz"),
+    ],
+)
+def test_wrong_keys_are_refused_naming_both_sides(tiny, tmp_path, arrays, says):
+    with pytest.raises(ValueError, match=says):
+        read_keys(save(tmp_path, **arrays), tiny[0].config.controls)
+
+
+def test_a_file_that_is_no_npz_is_named(tiny, tmp_path):
+    broken = tmp_path / "actions.npz"
+    broken.write_bytes(b"not a zip")
+    with pytest.raises(ValueError, match="actions.npz is no readable"):
+        read_keys(broken, tiny[0].config.controls)
+    with pytest.raises(ValueError, match="missing.npz"):
+        read_keys(tmp_path / "missing.npz", tiny[0].config.controls)
+
+
+def test_the_video_has_a_frame_for_every_row_and_shows_the_rollout(tiny, tmp_path):
+    count = CHUNK_FRAMES + 3
+    keys = np.random.default_rng(0).random((count, 4)) < 0.5
+    told: list[tuple[int, int]] = []
+    write_rollout(*tiny, wm.Prompt(), keys, tmp_path / "d.mp4", 5, lambda done, of: told.append((done, of)))
+    assert told == [(CHUNK_FRAMES, count), (count, count)]
+    with av.open(str(tmp_path / "d.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == count
+    state = wm.start(*tiny, wm.Prompt(), jax.random.key(5))
+    _, rolled = wm.rollout(*tiny, state, wm.Controls(keys[None, :CHUNK_FRAMES]))
+    scale = frames[0].shape[0] // 32
+    shown = frames[0].reshape(32, scale, 32, scale, 3).mean((1, 3))
+    luma = [0.3, 0.6, 0.1]
+    assert np.corrcoef((shown @ luma).ravel(), (np.asarray(rolled)[0, 0] @ luma).ravel())[0, 1] > 0.95

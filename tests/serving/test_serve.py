@@ -1,0 +1,98 @@
+"""The front door: python serve.py."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+import serve
+import wm_jax as wm
+from wm_jax.checkpoint import save_world
+
+
+@pytest.fixture(scope="module")
+def world_folder(tmp_path_factory):
+    """A tiny world inside a run's folder, with prompts like the served one's, so that it is compiled already."""
+    run = tmp_path_factory.mktemp("run")
+    world, params = wm.tiny_world(0)
+    frames = np.random.default_rng(0).integers(0, 255, (3, 2, 32, 32, 3), dtype=np.uint8)
+    save_world(run / "world", world.config, params, {"frames": frames, "keys": np.zeros((3, 2, 4), bool)})
+    return run
+
+
+def run_main(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["serve.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        serve.main()
+    return int(ended.value.code or 0)
+
+
+def test_help_teaches(monkeypatch, capsys):
+    assert run_main(monkeypatch, "--help") == 0
+    said = capsys.readouterr().out
+    assert "python serve.py worlds/coinrun" in said and "--rollout" in said and "--slots" in said
+
+
+def test_a_folder_that_is_no_world_is_named(monkeypatch, capsys, tmp_path):
+    assert run_main(monkeypatch, tmp_path / "nowhere") == 2
+    assert "nowhere" in capsys.readouterr().out
+
+
+def test_a_public_address_without_a_secret_is_refused(monkeypatch, capsys, tmp_path):
+    assert run_main(monkeypatch, tmp_path, "--host", "0.0.0.0") == 2
+    assert "--auth" in "".join(capsys.readouterr())
+
+
+def test_a_rollout_of_the_wrong_width_names_both_sides(monkeypatch, capsys, world_folder, tmp_path):
+    np.savez(tmp_path / "a.npz", keys=np.zeros((3, 9), bool))
+    out = ("--rollout", tmp_path / "a.npz", "--cache-dir", tmp_path / "cache")
+    monkeypatch.setattr("wm_jax.serving.engine.use_compile_cache", lambda folder: None)
+    assert run_main(monkeypatch, world_folder, *out) == 2
+    assert "[3, 9], this world wants [t, 4]" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_told_to_stop_the_server_says_goodbye_and_exits_cleanly(world_folder, root):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    command = [sys.executable, "serve.py", world_folder, "--port", port, "--slots", 2, "--cache-dir", cache]
+    process = subprocess.Popen([str(word) for word in command], cwd=root)
+    try:
+        ticket = _ticket(f"http://127.0.0.1:{port}", process)
+        with connect(ticket["ws_url"], subprotocols=["wm.v1", "wm.auth." + ticket["token"]]) as player:
+            while isinstance(data := player.recv(180), str):
+                assert json.loads(data)["type"] in ("session.created", "status")
+            process.send_signal(signal.SIGTERM)
+            said = []
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    data = player.recv(60)
+                    said += [json.loads(data)["type"]] if isinstance(data, str) else []
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+        assert "session.go_away" in said and said[-1] == "session.ended"
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ticket(url: str, process: subprocess.Popen) -> dict:
+    """A session, as soon as the server listens; it may still be compiling."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            return httpx.post(f"{url}/v1/sessions", json={}).json()
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(f"the server did not come up (exit code {process.poll()})")
