@@ -54,3 +54,13 @@ def test_nothing_is_left_where_the_game_was_started(tmp_path: Path, monkeypatch:
         made.reset(seed=seed)
     made.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lava_does_not_kill(game: Doom):
+    frame, _ = game.reset(options={"level": 762567951})
+    chance = np.random.default_rng(0)
+    combos = [game.hold(*codes) for codes in game.combos]
+    for _ in range(300):
+        frame, _, ended, _, _ = game.step(combos[int(chance.integers(len(combos)))])
+        assert not ended
+    assert game.observation_space.contains(frame)

@@ -24,8 +24,9 @@ LEVELS: dict[str, tuple[int, int]] = {"train": (100_000, 2**31 - 2), "held_out":
 TICS_PER_FRAME = 2
 TURN_PER_TIC = 3.5
 _SETTINGS = (
-    "+snd_efx 0 -nosound -nomonsters -deathmatch +movebob 0 +sv_infiniteammo 1 +sv_noweaponspawn 1 +sv_nohealth 1 "
-    "+sv_noarmor 1 +sv_noitems 1 +neverswitchonpickup 1 +gl_cachenodes 0 +cl_showsecretmessage 0 +con_midtime 0"
+    "+snd_efx 0 -nosound -nomonsters -deathmatch +sv_cheats 1 +movebob 0 +sv_infiniteammo 1 "
+    "+sv_noweaponspawn 1 +sv_nohealth 1 +sv_noarmor 1 +sv_noitems 1 +neverswitchonpickup 1 +gl_cachenodes 0 "
+    "+cl_showsecretmessage 0 +con_midtime 0"
 )
 _BRIGHTER = (255 * (np.arange(256) / 255) ** 0.6).round().astype(np.uint8)
 
