@@ -1,4 +1,4 @@
-"""Laws of recording: keys stand beside the frame they led to, a seed writes the same bytes, a killed one leaves nothing."""
+"""Laws of recording: keys stand beside the frame they led to, a seed writes the same bytes, a stopped one leaves none."""
 
 import dataclasses
 import signal

@@ -39,7 +39,7 @@ def test_the_functions_and_the_game_are_one_world(walk):
 
 
 def test_keys_push_the_way_they_point():
-    state = bouncing_ball.start(1).replace(position=jnp.array([16.0, 16.0]), velocity=jnp.zeros(2))  # type: ignore[attr-defined]
+    state = bouncing_ball.BallState(jnp.array([16.0, 16.0]), jnp.zeros(2), jnp.int32(0))
     for column, way in enumerate([(-1, 0), (1, 0), (0, -1), (0, 1)]):
         moved = bouncing_ball.move(state, jnp.arange(4) == column)
         assert np.array_equal(np.sign(np.asarray(moved.position - state.position)), way)

@@ -158,7 +158,7 @@ class EpisodeFolder:
         return out
 
     def read(self, start: int, length: int) -> Clip:
-        """Frames, keys and episode starts of `[start, start + length)` counted over the whole folder, without batch axis."""
+        """Frames, keys and episode starts of `[start, start + length)` over the whole folder, without batch axis."""
         return Clip(self.read_frames(start, length), *self.read_controls(start, length))
 
     def read_controls(self, start: int, length: int) -> tuple[Controls, Bool[np.ndarray, " t"]]:
@@ -168,7 +168,7 @@ class EpisodeFolder:
         return Controls(self._keys[part].copy()), self._is_first[part].copy()
 
     def _read_part(self, shard: int, inside: int, out: np.ndarray) -> None:
-        """Fills `out` from one shard. A plain read: mapped pages would count as this process's memory and fault one by one."""
+        """Fills `out` from one shard. A plain read: mapped pages count as this process's memory and fault one by one."""
         file = self.path / shard_file(shard, "frames.npy")
         with file.open("rb", buffering=0) as raw:
             raw.seek(self._offset + inside * frame_bytes(self.image))

@@ -7,8 +7,8 @@ import numpy as np
 from wm_jax.envs import Game, Policy
 
 MIX = {"uniform": 0.08, "sticky": 0.27, "runner": 0.35, "mixed": 0.30}
-"""Share of the episodes each policy plays (of the frames it depends: who plays well may play long). Random play alone never
-gets far enough to show what a game is; a runner alone never shows what happens when the wrong key is held there."""
+"""Share of the episodes each policy plays (of the frames it depends: who plays well may play long). Random play alone
+never gets far enough to show what a game is; a runner alone never shows what happens when the wrong key is held there."""
 
 _MEAN_HOLD = 8
 _MEAN_TURN = 40

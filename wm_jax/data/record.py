@@ -1,6 +1,6 @@
-"""Plays a game and writes an episode folder: python -m wm_jax.data.record --env coinrun --frames 600000 --out episodes/coinrun
+"""Plays a game, writes an episode folder: python -m wm_jax.data.record --env coinrun --frames 600000 --out episodes/coinrun
 
-Every episode follows from (seed, its number) alone, so the same command writes the same bytes with any number of workers.
+Every episode follows from (seed, its number) alone, so one command writes the same bytes with any number of workers.
 """
 
 import collections

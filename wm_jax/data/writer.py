@@ -1,7 +1,7 @@
 """Writes an episode folder so that it either opens whole or does not open at all.
 
-Everything goes to a folder beside the wanted one, `<name>.unfinished`; the done-mark is written last, then the folder is
-renamed. A full disk or an interruption removes it; a killed process leaves `<name>.unfinished`, which does not open.
+Everything goes to a folder beside the wanted one, `<name>.unfinished`; the done-mark is written last, then the folder
+is renamed. A full disk or an interruption removes it; a killed process leaves `<name>.unfinished`, which does not open.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """What every game is here: a Gymnasium environment whose action is the set of held keys.
 
-`step(keys)` shows the frame those keys led to. A game's levels are two disjoint sets, "train" and "held_out"; `info["level"]`
-names the level being played, and the same level with the same keys gives the same frames.
+`step(keys)` shows the frame those keys led to. A game's levels are two disjoint sets, "train" and "held_out";
+`info["level"]` names the level being played, and the same level with the same keys gives the same frames.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A ball in a box, in pure JAX: the smallest world, for tests and the quick start.
 
-`start`, `move` and `draw` are functions that jit, vmap and scan; `BouncingBall` is the same world as a Gymnasium game. Arrow
-keys push the ball, walls throw it back, nothing slows it down. Even level numbers are held out, odd ones are for training.
+`start`, `move` and `draw` are functions that jit, vmap and scan; `BouncingBall` is the same world as a Gymnasium game.
+Arrow keys push the ball, walls throw it back, nothing slows it down. Even levels are held out, odd ones are for training.
 """
 
 from typing import Any, ClassVar
@@ -61,7 +61,8 @@ def move(state: BallState, keys: Bool[Array, "4"]) -> BallState:
     bounced = (position < low) | (position > high)
     position = jnp.where(position < low, 2 * low - position, position)
     position = jnp.where(position > high, 2 * high - position, position)
-    return state.replace(position=position, velocity=jnp.where(bounced, -velocity, velocity))  # type: ignore[attr-defined]
+    velocity = jnp.where(bounced, -velocity, velocity)
+    return state.replace(position=position, velocity=velocity)  # type: ignore[attr-defined]
 
 
 def draw(state: BallState) -> UInt8[Array, "h w 3"]:

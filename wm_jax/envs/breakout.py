@@ -1,7 +1,7 @@
 """Breakout of the Atari 2600, through ale-py. That library is GPL-2: an optional extra, imported only for this game.
 
-The play field (without the score) is averaged to 64x64; one frame is two of the console's, 30 a second. Chance is off: a
-level is how long the console waits before the first frame, and where the paddle goes meanwhile.
+The play field (without the score) is averaged to 64x64; one frame is two of the console's, 30 a second. Chance is off:
+a level is how long the console waits before the first frame, and where the paddle goes meanwhile.
 """
 
 from typing import Any, ClassVar

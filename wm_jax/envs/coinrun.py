@@ -1,4 +1,4 @@
-"""CoinRun, the procedurally generated platformer of Procgen (MIT), exactly as it comes: 64x64, hard levels, backgrounds.
+"""CoinRun, the procedurally generated platformer of Procgen (MIT), as it comes: 64x64, hard levels, backgrounds.
 
 Each reset builds the level from its number alone. Held-out levels are 0..9,999, training has all from 100,000 on.
 """
@@ -108,7 +108,7 @@ class CoinRun(Game):
 
 
 class _Runner:
-    """Holds one combination for a few frames, then thinks again; of several ideas it takes the first that it survives."""
+    """Holds one combination for a few frames, then thinks again; takes the first of several ideas that it survives."""
 
     ideas = 8
     coast = 14

@@ -1,6 +1,6 @@
-"""Doom in first person: ViZDoom (MIT) with the Freedoom 2 maps (BSD) that it brings, empty of monsters, to walk around in.
+"""Doom in first person: ViZDoom (MIT) with the Freedoom 2 maps (BSD) it brings, empty of monsters, to walk around in.
 
-The 256x192 view, without head-up display and weapon bob, is cropped to its square middle, averaged to 64x64 and brightened.
+The 256x192 view, without head-up display and weapon bob, is cropped to its square middle, averaged to 64x64, brightened.
 One frame is two tics of the game (17.5 frames a second). A level is a map, a place to start and a direction to look.
 """
 
