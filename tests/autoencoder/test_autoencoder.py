@@ -47,7 +47,7 @@ def test_the_decoder_remembers_one_frame_a_block_and_no_future(model, frames):
 def test_a_latent_knows_its_own_frame_only(model, frames):
     changed = frames.at[:, 2].set(0)
     before, after = model.encode(frames), model.encode(changed)
-    keep = np.asarray([0, 1, 3, 4])
+    keep = [0, 1, 3, 4]
     np.testing.assert_array_equal(np.asarray(before)[:, keep], np.asarray(after)[:, keep])
     assert np.any(np.asarray(before)[:, 2] != np.asarray(after)[:, 2])
 

@@ -1,6 +1,7 @@
 """Dreams are compared with the truth clip by clip: batching changes nothing, and the same keys are no control."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def world_and_clips(held_out: Path):
 
 def measured(world_and_clips, rows: int) -> horizon.Measured:
     world, params, clips = world_and_clips
-    settings = dict(horizons=(1, 4, 16), rows=rows, seed=0, films=2)
+    settings: dict[str, Any] = dict(horizons=(1, 4, 16), rows=rows, seed=0, films=2)
     with progress(quiet=True) as bar:
         return horizon.measure(world, params, clips, clips.held[:, :4], None, **settings, bar=bar)
 

@@ -1,5 +1,7 @@
 """PSNR and SSIM are the ones everybody means: scikit-image says the same."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -23,7 +25,8 @@ def test_psnr_is_that_of_scikit_image(pair) -> None:
 
 
 def test_ssim_is_that_of_scikit_image(pair) -> None:
-    settings = dict(data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    settings: dict[str, Any] = dict(data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5)
+    settings["use_sample_covariance"] = False
     expected = [structural_similarity(truth, shown, **settings) for shown, truth in zip(*pair, strict=True)]
     np.testing.assert_allclose(ssim(*pair), expected, atol=1e-5)
 

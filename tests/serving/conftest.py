@@ -27,10 +27,11 @@ class Server:
     params: Any
     prompts: wm.Prompt
     service: Service
+    http: httpx.Client
     tickets: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def create(self, **body: Any) -> dict[str, Any]:
-        answer = httpx.post(f"{self.url}/v1/sessions", json=body)
+        answer = self.http.post(f"{self.url}/v1/sessions", json=body)
         assert answer.status_code == 201, answer.text
         self.tickets.append(answer.json())
         return answer.json()
@@ -43,10 +44,10 @@ class Server:
         return Talk(socket, **options)
 
     def delete(self, ticket: dict[str, Any]) -> None:
-        httpx.delete(f"{self.url}/v1/sessions/{ticket['session_id']}")
+        self.http.delete(f"{self.url}/v1/sessions/{ticket['session_id']}")
 
     def free_slots(self) -> int:
-        return httpx.get(f"{self.url}/v1/models").json()["models"][0]["limits"]["slots_free"]
+        return self.http.get(f"{self.url}/v1/models").json()["models"][0]["limits"]["slots_free"]
 
 
 @dataclasses.dataclass
@@ -107,18 +108,19 @@ def server() -> Iterator[Server]:
         thread.start()
         try:
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-            wait_until_ready(url)
-            yield Server(url, world, params, tiny_prompts(), app.state.service)
+            with httpx.Client() as http:
+                wait_until_ready(url, http)
+                yield Server(url, world, params, tiny_prompts(), app.state.service, http)
         finally:
             uvicorn.should_exit = True
             thread.join(30)
 
 
-def wait_until_ready(url: str, timeout_s: float = 240.0) -> None:
+def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
-            answer = httpx.get(f"{url}/readyz").json()
+            answer = http.get(f"{url}/readyz").json()
             assert answer["status"] != "failed", answer
             if answer["ready"]:
                 return

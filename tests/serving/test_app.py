@@ -20,19 +20,19 @@ def png(width: int, height: int) -> str:
 
 
 def test_health_readiness_and_models_tell_the_world(server):
-    assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
-    ready = httpx.get(f"{server.url}/readyz")
+    assert server.http.get(f"{server.url}/healthz").json()["status"] == "ok"
+    ready = server.http.get(f"{server.url}/readyz")
     assert ready.status_code == 200 and ready.json()["ready"] is True
-    (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+    (model,) = server.http.get(f"{server.url}/v1/models").json()["models"]
     assert (model["id"], model["width"], model["height"], model["fps"]) == ("tiny", 32, 32, 30.0)
     assert [key["code"] for key in model["keymap"]] == ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]
     assert model["action_space"]["properties"]["raw"]["minItems"] == 4
-    assert httpx.get(f"{server.url}/v1/models/tiny").json() == model
-    assert "/v1/sessions" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    assert server.http.get(f"{server.url}/v1/models/tiny").json() == model
+    assert "/v1/sessions" in server.http.get(f"{server.url}/openapi.json").json()["paths"]
 
 
 def test_an_unknown_model_is_named_beside_the_known_one(server):
-    answer = httpx.get(f"{server.url}/v1/models/mars")
+    answer = server.http.get(f"{server.url}/v1/models/mars")
     assert answer.status_code == 404
     assert answer.json()["code"] == "unknown_model" and "'mars'" in answer.json()["message"]
     assert "'tiny'" in answer.json()["message"]
@@ -42,15 +42,15 @@ def test_a_session_lives_from_post_to_delete(server):
     ticket = server.create(init={"seed": 3})
     assert ticket["ws_url"].endswith(f"/v1/sessions/{ticket['session_id']}/ws")
     url = f"{server.url}/v1/sessions/{ticket['session_id']}"
-    assert httpx.get(url).json()["status"] == "ready"
-    assert httpx.delete(url).json()["status"] == "ended"
-    gone = httpx.get(url)
+    assert server.http.get(url).json()["status"] == "ready"
+    assert server.http.delete(url).json()["status"] == "ended"
+    gone = server.http.get(url)
     assert gone.status_code == 404 and gone.json()["code"] == "unknown_session"
 
 
 def test_a_full_server_says_when_to_come_again(server):
     tickets = [server.create(), server.create()]
-    answer = httpx.post(f"{server.url}/v1/sessions", json={})
+    answer = server.http.post(f"{server.url}/v1/sessions", json={})
     assert answer.status_code == 503
     assert answer.json()["code"] == "full" and "2 slots" in answer.json()["message"]
     assert int(answer.headers["Retry-After"]) >= 1
@@ -73,7 +73,7 @@ def test_a_full_server_says_when_to_come_again(server):
 )
 def test_a_wrong_request_is_refused_by_name_and_takes_no_slot(server, body, status, code, says):
     free = server.free_slots()
-    answer = httpx.post(f"{server.url}/v1/sessions", json=body)
+    answer = server.http.post(f"{server.url}/v1/sessions", json=body)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert says in answer.json()["message"]
     assert server.free_slots() == free
@@ -84,17 +84,17 @@ def test_an_image_of_the_right_size_starts_a_session(server):
 
 
 def test_a_foreign_page_may_not_open_sessions(server):
-    answer = httpx.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": "https://evil.example"})
+    answer = server.http.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": "https://evil.example"})
     assert answer.status_code == 403 and answer.json()["code"] == "forbidden_origin"
-    own = httpx.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": server.url})
+    own = server.http.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": server.url})
     assert own.status_code == 201
     server.delete(own.json())
 
 
 def test_a_body_that_is_too_long_or_no_json_is_refused(server):
-    long = httpx.post(f"{server.url}/v1/sessions", content=b"x" * (2**20 + 1))
+    long = server.http.post(f"{server.url}/v1/sessions", content=b"x" * (2**20 + 1))
     assert long.status_code == 413 and long.json()["code"] == "too_large"
-    broken = httpx.post(f"{server.url}/v1/sessions", content=b"{", headers={"Content-Type": "application/json"})
+    broken = server.http.post(f"{server.url}/v1/sessions", content=b"{", headers={"Content-Type": "application/json"})
     assert broken.status_code == 422 and broken.json()["code"] == "bad_message"
 
 
@@ -126,7 +126,7 @@ def test_before_it_is_compiled_the_server_is_not_ready_but_seats_players():
 
 
 def test_the_page_and_all_its_files_are_served(server):
-    index = httpx.get(server.url)
+    index = server.http.get(server.url)
     assert index.status_code == 200 and "frame-ancestors 'none'" in index.headers["Content-Security-Policy"]
     for name in ("main.js", "player.js", "keys.js", "hud.js", "protocol.js", "style.css", "icon.svg"):
-        assert httpx.get(f"{server.url}/page/{name}").status_code == 200, name
+        assert server.http.get(f"{server.url}/page/{name}").status_code == 200, name

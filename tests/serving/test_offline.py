@@ -7,6 +7,9 @@ import pytest
 
 import wm_jax as wm
 from wm_jax.serving.offline import CHUNK_FRAMES, read_keys, write_rollout
+from wm_jax.types import Params
+
+Tiny = tuple[wm.World, Params]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def save(tmp_path, **arrays):
     return tmp_path / "actions.npz"
 
 
-def test_keys_come_back_as_they_were_saved(tiny, tmp_path):
+def test_keys_come_back_as_they_were_saved(tiny: Tiny, tmp_path):
     keys = np.random.default_rng(0).random((5, 4)) < 0.5
     assert np.array_equal(read_keys(save(tmp_path, keys=keys), tiny[0].config.controls), keys)
 
@@ -34,12 +37,12 @@ def test_keys_come_back_as_they_were_saved(tiny, tmp_path):
         ({"keys": np.asarray([{}], object)}, "no readable .npz"),
     ],
 )
-def test_wrong_keys_are_refused_naming_both_sides(tiny, tmp_path, arrays, says):
+def test_wrong_keys_are_refused_naming_both_sides(tiny: Tiny, tmp_path, arrays, says):
     with pytest.raises(ValueError, match=says):
         read_keys(save(tmp_path, **arrays), tiny[0].config.controls)
 
 
-def test_a_file_that_is_no_npz_is_named(tiny, tmp_path):
+def test_a_file_that_is_no_npz_is_named(tiny: Tiny, tmp_path):
     broken = tmp_path / "actions.npz"
     broken.write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="actions.npz is no readable"):
@@ -48,7 +51,7 @@ def test_a_file_that_is_no_npz_is_named(tiny, tmp_path):
         read_keys(tmp_path / "missing.npz", tiny[0].config.controls)
 
 
-def test_the_video_has_a_frame_for_every_row_and_shows_the_rollout(tiny, tmp_path):
+def test_the_video_has_a_frame_for_every_row_and_shows_the_rollout(tiny: Tiny, tmp_path):
     count = CHUNK_FRAMES + 3
     keys = np.random.default_rng(0).random((count, 4)) < 0.5
     told: list[tuple[int, int]] = []

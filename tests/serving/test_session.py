@@ -1,5 +1,7 @@
 """The latch: what is pressed counts in a frame that is known at once."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from wm_jax.types import ControlSpace, KeyBinding
 KEYS = ControlSpace((KeyBinding("ArrowLeft", "left"), KeyBinding("ArrowRight", "right"), KeyBinding("Space", "fire")))
 
 
-def session(mode="realtime") -> Session:
+def session(mode: Literal["realtime", "stepped"] = "realtime") -> Session:
     return Session(KEYS, 30.0, Outbox(None if mode == "stepped" else 2), Opening(5), mode=mode, max_step_frames=16)
 
 

@@ -95,7 +95,7 @@ def apply(params: Params, grey: Float[jax.Array, "b t h w"]) -> Float[jax.Array,
 def greyed(windows: UInt8[jax.Array, "b t h w 3"]) -> Float[jax.Array, "b t h w"]:
     """Brightness from -1 to 1, large frames shrunk."""
     grey = windows.astype(jnp.float32).mean(-1) / 127.5 - 1
-    cell = shrink_of(grey.shape[2:])
+    cell = shrink_of((grey.shape[2], grey.shape[3]))
     if cell == 1:
         return grey
     grey = jnp.pad(grey, ((0, 0), (0, 0), (0, -grey.shape[2] % cell), (0, -grey.shape[3] % cell)), mode="edge")
