@@ -18,6 +18,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from wm_jax.config import ConfigError
@@ -53,7 +54,7 @@ def main() -> None:
         args = tyro.cli(ServeArgs, description=__doc__)
         run(args, console)
     except (ServeConfigError, ConfigError, ValueError, OSError) as error:
-        console.print(f"[bold red]error[/]  {error}", markup=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error[/]  {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
