@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import logging
 import math
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -364,7 +365,12 @@ def serve(
       OSError: the address is taken or not this machine's.
     """
     use_compile_cache(compile_cache_dir(config))
+    signal.signal(signal.SIGTERM, _leave)  # until uvicorn takes over: there is nobody to let go yet
     with contextlib.closing(listen(config)) as sock:
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(f"http://{host}:{sock.getsockname()[1]}")
         make_server(config, make_app(config, world, params, prompts)).run(sockets=[sock])
+
+
+def _leave(sig: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
