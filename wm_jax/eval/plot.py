@@ -73,7 +73,7 @@ def _delta(axis, curves: Curves) -> None:
 
 def _control(axis, control: Control | None) -> None:
     _title(axis, "keys recognised where the recording shows them")
-    axis.set_ylim(0, 1.12)
+    axis.set_ylim(0, 1.3)
     rows = [row for row in control.scores if row.is_counted] if control else []
     if control is None or not rows:
         axis.text(0.5, 0.5, "no keys that show", ha="center", transform=axis.transAxes, color="#6c757d")
@@ -88,7 +88,7 @@ def _control(axis, control: Control | None) -> None:
         axis.bar_label(bars, fmt="%.2f", fontsize=8)
     axis.scatter(places, [row.chance for row in rows], marker="_", s=2500, color="black", linewidth=1, label="chance")
     axis.set_xticks(places, [row.name for row in rows])
-    axis.legend(frameon=False, fontsize=8.5, ncols=4, loc="lower center", markerscale=0.3)
+    axis.legend(frameon=False, fontsize=8.5, ncols=4, loc="upper center", markerscale=0.3)
 
 
 def _drift(axis, drift: Drift | None, fields: tuple[str, ...], title: str) -> None:
