@@ -79,19 +79,15 @@ def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]):
         dataclasses.replace(BALL, **wrong)  # type: ignore[arg-type]
 
 
-def _hear_sigint() -> None:
-    """A shell's background job, and all it starts, ignores SIGINT unless told otherwise."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_recording_that_is_stopped_leaves_no_folder_that_opens(tmp_path: Path, how: signal.Signals):
     out = tmp_path / "stopped"
     command = [sys.executable, "-m", "wm_jax.data.record", "--env", "bouncing_ball", "--frames", "10000000"]
-    process = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_sigint
-    )
+    # What a shell runs in the background, and all it starts, ignores SIGINT unless told otherwise.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, ours)
     unfinished = tmp_path / "stopped.unfinished"
     try:
         while not (unfinished / "shard_00000.frames.npy").exists():
