@@ -54,6 +54,15 @@ def test_frames_in_which_the_recording_shows_nothing_do_not_count() -> None:
         assert row.dreamed_all < 0.7
 
 
+def test_a_head_of_which_one_class_shows_is_no_test() -> None:
+    keys = play()
+    truth = classes_of(HEADS, keys)
+    # The judge is sure that down is not held, and never that it is.
+    likely = [judged(truth[:, i], truth[:, 2] == 0, head.classes) for i, head in enumerate(HEADS)]
+    rows = score(HEADS, keys, likely, likely)
+    assert [row.is_counted for row in rows] == [True, True, False]
+
+
 def test_a_key_that_never_shows_is_left_out_of_the_mean() -> None:
     keys = play()
     truth = classes_of(HEADS, keys)

@@ -7,8 +7,8 @@ head, how likely each class led to it, as if all classes were equally frequent.
 Many presses cannot be seen: jump in the air, right against a wall, one frame of left within a run to the right. So a frame
 counts for a head where the REAL recording shows the class: the model is at least 90 % sure of some class there. The accuracy
 of a head is the mean over its classes of the share recognised among these frames (balanced: saying always the most frequent
-class gains nothing). The accuracy is the mean over heads; a head that shows in less than 5 % of the frames (down, in
-CoinRun) is left out and named. Dreamed frames are scored at the very same places against the same keys, so that the ratio
+class gains nothing). The accuracy is the mean over heads; a head that shows in less than 5 % of the frames, or of which only one
+class ever shows (not down, in CoinRun), is left out and named. Dreamed frames are scored at the very same places against the same keys, so that the ratio
 dreamed / real is the share of visible control that the world kept. The same over all frames, sure or not, stands beside it.
 """
 
@@ -67,7 +67,7 @@ class HeadScore:
 
     @property
     def is_counted(self) -> bool:
-        return self.shown >= LEAST_SHOWN
+        return self.shown >= LEAST_SHOWN and not np.isnan(self.real)
 
 
 def heads_of(controls: ControlSpace) -> tuple[Head, ...]:
@@ -125,8 +125,8 @@ def mean_over_heads(scores: tuple[HeadScore, ...], field: str) -> float:
 
 
 def _balanced(likely: np.ndarray, truth: np.ndarray, chosen: np.ndarray, classes: int) -> float:
-    """Mean over classes of the share recognised; a class of fewer than 10 frames is left out."""
+    """Mean over classes of the share recognised; a class of fewer than 10 frames is left out, and one class is no test."""
     guess = likely.argmax(-1)
     of_class = [chosen & (truth == label) for label in range(classes)]
     shares = [float((guess[rows] == label).mean()) for label, rows in enumerate(of_class) if rows.sum() >= _FEWEST]
-    return float(np.mean(shares)) if shares else float("nan")
+    return float(np.mean(shares)) if len(shares) > 1 else float("nan")
