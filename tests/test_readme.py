@@ -30,7 +30,7 @@ SMALL = {
     "python train.py configs/toy/autoencoder.py": "{} " + FEW_STEPS,
     "python train.py configs/toy/dynamics.py": "{} " + FEW_STEPS,
     "python -m wm_jax.eval runs/toy":
-        "python -m wm_jax.eval.inverse --episodes episodes/bouncing_ball --out idm.safetensors --steps 2"
+        "python -m wm_jax.eval.inverse_training --episodes episodes/bouncing_ball --out idm.safetensors --steps 2"
         " && {} --inverse idm.safetensors " + FEW_CLIPS,
     "python serve.py runs/toy": "SERVE {}",
     "python train.py configs/toy/dynamics.py --help": "{}",
