@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from wm_jax.serving.outbox import MAX_MESSAGES, MAX_STEPPED_FRAMES, ClientStalled, EncodedFrame, Outbox
-from wm_jax.serving.protocol import Ack, FrameTimes, unpack_frames
+from wm_jax.serving.outbox import MAX_MESSAGES, MAX_STEPPED_FRAMES, ClientStalled, EncodedFrame, Outbox, Spent
+from wm_jax.serving.protocol import Ack, unpack_frames
 
 
 def frame(index: int) -> EncodedFrame:
-    return EncodedFrame(b"pixels", "raw", 1, 2, index, 33.0 * index, None, None, None, FrameTimes())
+    return EncodedFrame(b"pixels", "raw", 1, 2, index, 33.0 * index, None, None, None, Spent())
 
 
 async def sent(outbox: Outbox) -> list[tuple[int, int, int]]:

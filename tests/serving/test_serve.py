@@ -71,7 +71,9 @@ def test_told_to_stop_the_server_says_goodbye_and_exits_cleanly(world_folder, ro
     process = subprocess.Popen([str(word) for word in command], cwd=root)
     try:
         ticket = _ticket(f"http://127.0.0.1:{port}", process)
-        with connect(ticket["ws_url"], subprotocols=[Subprotocol("wm.v1"), Subprotocol("wm.auth." + ticket["token"])]) as player:
+        with connect(
+            ticket["ws_url"], subprotocols=[Subprotocol("wm.v1"), Subprotocol("wm.auth." + ticket["token"])]
+        ) as player:
             while isinstance(data := player.recv(180), str):
                 assert json.loads(data)["type"] in ("session.created", "status")
             process.send_signal(signal.SIGTERM)

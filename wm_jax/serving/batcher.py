@@ -4,13 +4,14 @@ Three threads. The device thread (this loop) never waits for pixels unless the d
 them, encodes and hands over; the event loop sends. Frame n is encoded while frame n+1 is on the device.
 """
 
+import contextlib
 import dataclasses
 import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, UInt8
@@ -45,15 +46,13 @@ class Stage:
         return self.name == "ready" and self.failure is None
 
 
-@dataclasses.dataclass
-class Launch:
+class Launch(NamedTuple):
     """One call of the compiled step, and who is in it."""
 
     frames: UInt8[Array, "b h w 3"]
     turns: list[tuple[int, Session, Turn]]
     at: float
     host_s: float
-    done: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 @dataclasses.dataclass
@@ -62,7 +61,7 @@ class Pulse:
 
     Attributes:
       step_s: From launch to pixels on the host.
-      host_s: This process' own work for one frame outside the device call and the encoder.
+      host_s: Processor time of the two threads for one frame, between sleep and sleep, without device call and encoder.
       launch_s: The device call as the host sees it, until it returns.
     """
 
@@ -73,10 +72,18 @@ class Pulse:
     launch_s: float = 0.0
     encode_s: float = 0.0
 
-    def mix(self, **measured: float) -> None:
-        for name, value in measured.items():
-            old = getattr(self, name)
-            setattr(self, name, value if old == 0.0 else old + 0.02 * (value - old))
+    def count_launch(self, launch_s: float) -> None:
+        self.launch_s = _mean(self.launch_s, launch_s)
+
+    def count_frame(self, step_s: float, encode_s: float, host_s: float) -> None:
+        self.frames += 1
+        self.step_s = _mean(self.step_s, step_s)
+        self.encode_s = _mean(self.encode_s, encode_s)
+        self.host_s = _mean(self.host_s, host_s)
+
+
+def _mean(mean: float, value: float) -> float:
+    return value if mean == 0.0 else mean + 0.02 * (value - mean)
 
 
 class Batcher:
@@ -96,10 +103,13 @@ class Batcher:
         self._period = 1.0 / fps
         self._deliver = deliver
         self._seats: list[Session | None] = [None] * engine.slots
-        self._wake = threading.Condition()
+        self._seating = threading.Lock()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_stopping = False
         self._due = 0.0
-        self._in_flight: deque[Launch] = deque()
+        self._in_flight = 0
+        self._launched_at = 0.0
+        self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[Launch | None] = queue.SimpleQueue()
         self._last_done = 0.0
         self._device = threading.Thread(target=self._run, name="device", daemon=True)
@@ -114,9 +124,8 @@ class Batcher:
 
     def stop(self) -> None:
         """Ends both threads; returns when they have."""
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
+        self._is_stopping = True
+        self.wake()
         self._device.join()
         self._launched.put(None)
         self._encoder.join()
@@ -124,8 +133,7 @@ class Batcher:
 
     def wake(self) -> None:
         """Something changed that may be work: a step, a resume, a newcomer."""
-        with self._wake:
-            self._wake.notify()
+        self._bell.put(None)
 
     @property
     def free_slots(self) -> int:
@@ -133,16 +141,16 @@ class Batcher:
 
     def seat(self, session: Session) -> bool:
         """Gives the session a slot for as long as it lives; False: all are taken."""
-        with self._wake:
+        with self._seating:
             if None not in self._seats:
                 return False
             self._seats[self._seats.index(None)] = session
-            self._wake.notify()
-            return True
+        self.wake()
+        return True
 
     def evict(self, session: Session) -> None:
         """Takes the slot back."""
-        with self._wake:
+        with self._seating:
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
@@ -170,24 +178,28 @@ class Batcher:
 
     def _wait_for_work(self) -> bool:
         """Sleeps until a frame is due and launches it; False when it is time to stop."""
-        with self._wake:
-            while not self._is_stopping:
-                now = time.perf_counter()
-                wait = self._time_to_next(now)
-                if wait is not None and wait <= 0:
-                    break
-                self._wake.wait(wait)
-            else:
+        while True:
+            if self._is_stopping:
                 return False
+            wait = self._time_to_next(time.perf_counter())
+            if wait is not None and wait <= 0:
+                break
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=wait)
         self._await_device()
         self._launch(is_tick=self._is_tick(time.perf_counter()))
         return True
 
     def _time_to_next(self, now: float) -> float | None:
         """Seconds until the next launch; None: nobody wants anything."""
-        seated = [session for session in self._seats if session is not None]
-        is_playing = any(session.is_playing for session in seated)
-        is_stepping = any(session.has_steps and self._arcade.is_free(session) for session in seated)
+        is_playing = is_stepping = False
+        for session in self._seats:
+            if session is None:
+                continue
+            if session.mode == "realtime":
+                is_playing = is_playing or session.is_playing
+            elif not is_stepping and session.has_steps:
+                is_stepping = self._arcade.is_free(session)
         if not is_playing:
             self._due = 0.0
             return 0.0 if is_stepping else None
@@ -207,16 +219,21 @@ class Batcher:
 
     def _await_device(self) -> None:
         """Waits until the device is free, or nearly: launching earlier would only make the controls older."""
-        while self._in_flight and self._in_flight[0].done.is_set():
-            self._in_flight.popleft()
-        if len(self._in_flight) >= MAX_IN_FLIGHT:
-            self._in_flight.popleft().done.wait()
+        while self._in_flight and not self._finished.empty():
+            self._finished.get()
+            self._in_flight -= 1
+        if self._in_flight >= MAX_IN_FLIGHT:
+            self._finished.get()
+            self._in_flight -= 1
         if self._in_flight:
-            newest = self._in_flight[-1]
-            newest.done.wait(max(0.0, newest.at + self.pulse.step_s - LEAD_S - time.perf_counter()))
+            wait = self._launched_at + self.pulse.step_s - LEAD_S - time.perf_counter()
+            if wait > 0:
+                with contextlib.suppress(queue.Empty):
+                    self._finished.get(timeout=wait)
+                    self._in_flight -= 1
 
     def _launch(self, is_tick: bool) -> None:
-        began = time.perf_counter()
+        began_cpu = time.thread_time()
         turns = self._gather(is_tick)
         if not turns:
             return
@@ -225,13 +242,12 @@ class Batcher:
         for slot, _, turn in turns:
             keys[slot] = turn.keys
             active[slot] = True
-        called = time.perf_counter()
+        called, called_cpu = time.perf_counter(), time.thread_time()
         frames = self._engine.step(keys, active)
-        returned = time.perf_counter()
-        self.pulse.mix(launch_s=returned - called)
-        launch = Launch(frames, turns, returned, called - began)
-        self._in_flight.append(launch)
-        self._launched.put(launch)
+        self._launched_at = time.perf_counter()
+        self._launched.put(Launch(frames, turns, self._launched_at, called_cpu - began_cpu))
+        self._in_flight += 1
+        self.pulse.count_launch(self._launched_at - called)
 
     def _gather(self, is_tick: bool) -> list[tuple[int, Session, Turn]]:
         """Takes every latch; starts dreams anew where asked; sends the turns of real games to the arcade."""
@@ -265,26 +281,21 @@ class Batcher:
                 log.exception("a frame could not be made")
                 self.stage.failure = f"{type(error).__name__}: {error}"
                 self._fail_all()
-                launch.done.set()
+                self._finished.put(None)
 
     def _scatter(self, launch: Launch) -> None:
         pixels = np.asarray(launch.frames)
-        done = time.perf_counter()
-        launch.done.set()
+        done, done_cpu = time.perf_counter(), time.thread_time()
+        self._finished.put(None)
         step_s = done - max(launch.at, self._last_done)
         self._last_done = done
         delivery: Delivery = []
         encode_s = 0.0
         for slot, session, turn in launch.turns:
-            if not is_wanted(session, turn):
-                continue
-            frame, seconds = encode_turn(session, turn, pixels[slot], done - launch.at, launch.host_s)
-            encode_s += seconds
-            delivery.append((session, frame))
+            if is_wanted(session, turn):
+                frame, seconds = encode_turn(session, turn, pixels[slot], done - launch.at, launch.host_s)
+                encode_s += seconds
+                delivery.append((session, frame))
         self._deliver(delivery)
-        self.pulse.frames += 1
-        self.pulse.mix(
-            step_s=step_s,
-            encode_s=encode_s,
-            host_s=launch.host_s + time.perf_counter() - done - encode_s,
-        )
+        host_s = launch.host_s + time.thread_time() - done_cpu - encode_s
+        self.pulse.count_frame(step_s, encode_s, host_s)

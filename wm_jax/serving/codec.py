@@ -5,7 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import av
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
@@ -53,9 +52,12 @@ class Mp4Writer:
     """
 
     def __init__(self, path: Path, fps: float, image: tuple[int, int], scale: int | None = None) -> None:
+        import av  # slow to import, and a server never writes a file
+
         height, width = image
         self.path = path
         self.scale = scale or max(1, 512 // max(height, width))
+        self._frame_type = av.VideoFrame
         self._container = av.open(str(path), "w", format="mp4")
         stream = self._container.add_stream("libx264", rate=round(fps), options={"crf": "12", "preset": "veryfast"})
         self._stream = stream
@@ -65,9 +67,8 @@ class Mp4Writer:
 
     def write(self, frame: UInt8[Any, "h w 3"]) -> None:
         large = np.repeat(np.repeat(frame, self.scale, axis=0), self.scale, axis=1)
-        picture = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(large[: self._stream.height, : self._stream.width]), format="rgb24"
-        )
+        pixels = np.ascontiguousarray(large[: self._stream.height, : self._stream.width])
+        picture = self._frame_type.from_ndarray(pixels, format="rgb24")
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """What waits to be sent to one client: messages in order, frames by credit, and never more than a bounded few."""
 
 import asyncio
-import dataclasses
 from collections import deque
+from typing import NamedTuple
 
 from wm_jax.serving.protocol import (
     Codec,
@@ -25,8 +25,16 @@ class ClientStalled(Exception):
     """The client does not read its answers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedFrame:
+class Spent(NamedTuple):
+    """Where the time of a frame went, in seconds; see `FrameTimes`."""
+
+    queue_s: float = 0.0
+    step_s: float = 0.0
+    encode_s: float = 0.0
+    host_s: float = 0.0
+
+
+class EncodedFrame(NamedTuple):
     """One frame, ready for the wire."""
 
     payload: bytes
@@ -38,7 +46,7 @@ class EncodedFrame:
     event_id: EventId | None
     client_ts: float | None
     step_id: EventId | None
-    times: FrameTimes
+    spent: Spent
 
 
 class Outbox:
@@ -120,6 +128,13 @@ class Outbox:
 
     def _pack(self, frame: EncodedFrame) -> bytes:
         self._sent += 1
+        spent = frame.spent
+        times = FrameTimes(
+            queue=round(1e3 * spent.queue_s, 2),
+            step=round(1e3 * spent.step_s, 2),
+            encode=round(1e3 * spent.encode_s, 2),
+            host=round(1e3 * spent.host_s, 3),
+        )
         header = FramesHeader(
             seq=self._sent,
             frame_id=frame.frame_id,
@@ -128,11 +143,11 @@ class Outbox:
             w=frame.width,
             h=frame.height,
             lengths=[len(frame.payload)],
-            pts_ms=frame.pts_ms,
+            pts_ms=round(frame.pts_ms, 3),
             last_event_id=frame.event_id,
             last_client_ts=frame.client_ts,
             dropped=self.dropped,
-            t=frame.times,
+            t=times,
             step_id=frame.step_id,
         )
         return pack_frames(header, [frame.payload])

@@ -5,17 +5,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 from jaxtyping import UInt8
 
-from wm_jax import envs
 from wm_jax.serving.outbox import EncodedFrame
 from wm_jax.serving.protocol import ErrorCode
 from wm_jax.serving.scatter import encode_turn, is_wanted
 from wm_jax.serving.session import Opening, Session, Turn
+
+if TYPE_CHECKING:
+    import gymnasium
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class RealGame:
     def play(self, keys: np.ndarray, opening: Opening | None) -> UInt8[np.ndarray, "h w 3"]:
         """The frame after these keys; the first one of an episode where it starts anew."""
         if self._env is None:
+            from wm_jax import envs  # gymnasium is slow to import, and most players only dream
+
             self._env = envs.make(self._name, split="held_out")
         if opening is not None:
             self._seed = opening.seed % MAX_SEED
@@ -61,12 +64,12 @@ class Arcade:
     """The real games of all sessions that play them.
 
     Attributes:
-      name: The game, or None where it is not installed.
+      name: The game.
     """
 
     def __init__(
         self,
-        name: str | None,
+        name: str,
         deliver: Callable[[list[tuple[Session, EncodedFrame]]], None],
     ) -> None:
         self.name = name
@@ -82,7 +85,6 @@ class Arcade:
 
     def play(self, session: Session, turn: Turn) -> None:
         """Asks for one frame; it is delivered when the game has made it."""
-        assert self.name is not None, "a real session without a real game"
         with self._lock:
             seat = self._seats.setdefault(session.id, Seat(self.name))
         seat.is_busy = True

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -33,8 +33,7 @@ class Opening:
     image: UInt8[Any, "h w 3"] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One frame that a session wants: taken from the latch just before launch.
 
     Attributes:
