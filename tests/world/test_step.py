@@ -90,6 +90,15 @@ def test_a_session_does_not_depend_on_its_neighbours(tiny: Tiny, prompt, held, d
     np.testing.assert_array_equal(np.asarray(frames)[1:], dream[1][1:])
 
 
+def test_the_callers_keys_stay_the_callers(tiny: Tiny, prompt, held, dream):
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(1), row))(jnp.arange(BATCH))
+    for _ in range(2):
+        _, frames = wm.rollout(*tiny, wm.start(*tiny, prompt, keys), wm.Controls(keys=held))
+        np.testing.assert_array_equal(np.asarray(frames), dream[1])
+    wm.rollout(*tiny, wm.start(*tiny, wm.Prompt(), keys), wm.Controls(keys=held))
+    assert jax.random.key_data(keys).shape[0] == BATCH
+
+
 def test_an_idle_slot_keeps_its_state(tiny: Tiny, prompt, held, dream):
     state = wm.start(*tiny, prompt, jax.random.key(1))
     state, first = play(tiny, state, held[:, :5])

@@ -53,7 +53,8 @@ def empty(world: World, batch: int = 1, key: jax.Array | None = None) -> WorldSt
         is_known=jnp.zeros((batch,), bool),
         is_pending=jnp.zeros((batch,), bool),
         frame=jnp.zeros((batch,), jnp.int32),
-        key=key if key.ndim else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch)),
+        # A copy: the state is donated with every step, the caller's keys are not ours to give away.
+        key=jnp.copy(key) if key.ndim else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch)),
     )
 
 
