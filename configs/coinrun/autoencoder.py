@@ -41,7 +41,7 @@ def config() -> TrainConfig:
         data=DataConfig(episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=2, batch=24),
         record_frames=600_000,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema=0.998, use_muon=False),
-        steps=4000,
+        steps=8000,
         picture_every=500,
         save_every=500,
     )

@@ -16,6 +16,7 @@ def block_causal_attention(
     *,
     window_frames: int,
     is_per_site: bool,
+    drafts: int = 0,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b t s n k"]:
     """Attention of a clip to itself: free inside a frame, causal between frames, at most `window_frames` back.
@@ -23,16 +24,19 @@ def block_causal_attention(
     `q` and `k` come rotated by their frame. Frames of different `segment` never see each other (episode boundaries).
     With `is_per_site` token s of a frame sees only token s of other frames (time-only attention), else all tokens.
     The first z frames stay visible once they left the window: `q_sink` is the query rotated by the sink's age and
-    `k_sink` their keys unrotated.
+    `k_sink` their keys unrotated. With `drafts` the last half of the frames are drafts of the first half: draft i sees
+    the frames before frame i and itself, never frame i, and nobody sees a draft (teacher forcing in one pass).
 
     Raises:
-      ValueError: heads are no multiple of key-value heads, or shapes of keys, values and queries disagree.
+      ValueError: the drafts are not as many as the frames before them, heads are no multiple of key-value heads, or shapes of keys, values and queries disagree.
     """
     check_implementation("block_causal_attention", implementation)
     if k.shape != v.shape or q.shape[:3] != k.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"block_causal_attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
     if q.shape[3] % k.shape[3]:
         raise ValueError(f"block_causal_attention: {q.shape[3]} heads are no multiple of {k.shape[3]} key-value heads")
+    if drafts and 2 * drafts != q.shape[1]:
+        raise ValueError(f"block_causal_attention: {drafts} drafts are not half of {q.shape[1]} frames")
     return reference.block_causal_attention(
-        q, k, v, segment, q_sink, k_sink, window_frames=window_frames, is_per_site=is_per_site
+        q, k, v, segment, q_sink, k_sink, window_frames=window_frames, is_per_site=is_per_site, drafts=drafts
     )

@@ -5,23 +5,31 @@ import jax.numpy as jnp
 from pallas_kernels.softmax_attention import attend_frames
 
 
-def frame_mask(segment, window_frames):
-    """`Bool[b t u]`: frame t may see frame u: same segment, not later, at most `window_frames` older."""
+def times(frames, drafts):
+    """`Int[t]`: when each frame is; the drafts are the second half and stand at the times of the first."""
+    return jnp.arange(frames) % (frames - drafts)
+
+
+def frame_mask(segment, window_frames, drafts=0):
+    """`Bool[b t u]`: frame t may see frame u: itself, or one of its segment, earlier by at most `window_frames`, no
+    draft."""
     frames = segment.shape[1]
-    age = jnp.arange(frames)[:, None] - jnp.arange(frames)[None, :]
-    near = (age >= 0) & (age <= window_frames)
+    time = times(frames, drafts)
+    age = time[:, None] - time[None, :]
+    earlier = (age > 0) & (age <= window_frames) & (jnp.arange(frames) < frames - drafts)[None, :]
+    near = earlier | jnp.eye(frames, dtype=bool)
     return near[None] & (segment[:, :, None] == segment[:, None, :])
 
 
-def sink_mask(segment, window_frames, sinks):
+def sink_mask(segment, window_frames, sinks, drafts=0):
     """`Bool[b t u]` over the first `sinks` frames: same segment and already out of the window."""
-    age = jnp.arange(segment.shape[1])[:, None] - jnp.arange(sinks)[None, :]
+    age = times(segment.shape[1], drafts)[:, None] - jnp.arange(sinks)[None, :]
     return (age > window_frames)[None] & (segment[:, :, None] == segment[:, None, :sinks])
 
 
-def block_causal_attention(q, k, v, segment, q_sink, k_sink, *, window_frames, is_per_site):
+def block_causal_attention(q, k, v, segment, q_sink, k_sink, *, window_frames, is_per_site, drafts=0):
     sink = None
     if k_sink is not None:
         sinks = k_sink.shape[1]
-        sink = (q_sink, k_sink, v[:, :sinks], sink_mask(segment, window_frames, sinks))
-    return attend_frames(q, k, v, frame_mask(segment, window_frames), sink, is_per_site)
+        sink = (q_sink, k_sink, v[:, :sinks], sink_mask(segment, window_frames, sinks, drafts))
+    return attend_frames(q, k, v, frame_mask(segment, window_frames, drafts), sink, is_per_site)

@@ -10,8 +10,10 @@ import pytest
 from wm_jax.dynamics import DynamicsConfig, ring_cache
 
 CONFIG = DynamicsConfig(
-    width=8, heads=1, kv_heads=1, head_size=4, hidden=8, repeats=1, registers=0, window_frames=4, sinks=1
-)
+    width=8, heads=1, kv_heads=1, head_size=4, hidden=8, repeats=1, registers=0, window_frames=4, sinks=1,
+    recent_frames=2,
+)  # fmt: skip
+LATENT = (1, 3, 2)
 
 
 def entries(frame, batch=2):
@@ -19,10 +21,15 @@ def entries(frame, batch=2):
     return jnp.full((1, batch, 1, 3, 1, 4), float(frame))
 
 
+def latents(frame, batch=2):
+    """A frame whose every number is its own."""
+    return jnp.full((batch, 1, *LATENT), float(frame))
+
+
 def filled(frames, active=(True, True)):
-    cache = ring_cache.init(CONFIG, 3, 2)
+    cache = ring_cache.init(CONFIG, 3, LATENT, 2)
     for frame in range(frames):
-        cache = ring_cache.write(cache, entries(frame), entries(frame), jnp.asarray(active))
+        cache = ring_cache.write(cache, entries(frame), entries(frame), latents(frame), jnp.asarray(active))
     return cache
 
 
@@ -44,9 +51,15 @@ def test_ages_count_from_the_next_frame():
     assert np.asarray(ring_cache.ages(filled(2)))[0].tolist() == [2, 1, 0, 0]
 
 
+def test_the_newest_frames_stay_as_latents():
+    assert np.asarray(filled(5).recent)[0, :, 0, 0, 0].tolist() == [3.0, 4.0]
+    assert np.asarray(filled(1).recent)[1, :, 0, 0, 0].tolist() == [0.0, 0.0]  # frame 0, spelled 0
+    assert np.asarray(filled(5, (True, False)).recent)[1].max() == 0.0
+
+
 def test_an_idle_row_keeps_every_bit():
     before = filled(6)
-    after = ring_cache.write(before, entries(77), entries(77), jnp.asarray([True, False]))
+    after = ring_cache.write(before, entries(77), entries(77), latents(77), jnp.asarray([True, False]))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         axis = 1 if old.ndim == 6 else 0
         np.testing.assert_array_equal(np.asarray(old).take(1, axis), np.asarray(new).take(1, axis))
@@ -66,7 +79,7 @@ def test_rebase_moves_ids_by_whole_turns_and_touches_nothing_else():
 def test_ids_stay_small_for_ever():
     cache, largest = filled(0), 0
     for _ in range(200):
-        cache = ring_cache.write(cache, entries(0), entries(0), jnp.asarray([True, True]))
+        cache = ring_cache.write(cache, entries(0), entries(0), latents(0), jnp.asarray([True, True]))
         cache = ring_cache.rebase(cache, limit=32)
         largest = max(largest, int(cache.next.max()))
     assert largest <= 32
@@ -76,6 +89,6 @@ def test_sinks_keep_the_first_frame_of_the_session():
     cache = filled(9)
     assert np.all(np.asarray(cache.sink_keys[0, :, 0]) == 0.0)
     assert np.all(np.asarray(filled(1).sink_values[0, :, 0]) == 0.0)
-    started = ring_cache.write(ring_cache.init(CONFIG, 3, 2), entries(5), entries(5), jnp.asarray([True, True]))
-    later = ring_cache.write(started, entries(6), entries(6), jnp.asarray([True, True]))
+    started = ring_cache.write(ring_cache.init(CONFIG, 3, LATENT, 2), entries(5), entries(5), latents(5), jnp.asarray([True, True]))
+    later = ring_cache.write(started, entries(6), entries(6), latents(6), jnp.asarray([True, True]))
     assert np.all(np.asarray(later.sink_keys) == 5.0)

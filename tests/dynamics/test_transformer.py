@@ -12,6 +12,7 @@ from wm_jax.conditioning import ConditioningConfig, Embedder
 from wm_jax.dynamics import Dynamics, DynamicsConfig, ring_cache
 
 WINDOW, FRAMES, BATCH = 4, 13, 2
+LATENT = (2, 3, 5)
 PATTERNS = {"factored": ("space", "time"), "full": ("full", "space"), "all": ("space", "time", "full")}
 
 
@@ -50,7 +51,7 @@ def whole(model, embedder, latents, keys, level, segment=None):
 
 def one_by_one(config, model, embedder, latents, keys, level, poison=False):
     """The same answers frame by frame through the cache."""
-    cache = ring_cache.init(config, model.tokens_per_frame, BATCH)
+    cache = ring_cache.init(config, model.tokens_per_frame, LATENT, BATCH)
     if poison:
         cache = dataclasses.replace(cache, keys=cache.keys * jnp.nan, values=cache.values * jnp.nan)
     seen, every, out = jnp.ones((BATCH, 1), bool), jnp.ones((BATCH,), bool), []
@@ -59,7 +60,7 @@ def one_by_one(config, model, embedder, latents, keys, level, poison=False):
     def step(frame, keys, level, cache):
         conditions = embedder(keys, seen)
         guess, (k, v) = model.denoise(frame, level, jnp.full_like(level, 4), conditions, cache, seen)
-        return guess, ring_cache.rebase(ring_cache.write(cache, k, v, every), limit=3 * WINDOW)
+        return guess, ring_cache.rebase(ring_cache.write(cache, k, v, frame, every), limit=3 * WINDOW)
 
     for t in range(FRAMES):
         now = slice(t, t + 1)
@@ -80,6 +81,41 @@ def test_cached_equals_uncached(name, sinks):
     assert float(jnp.std(expected)) > 1e-2
 
 
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_a_draft_equals_playing_after_the_remembered_frames(name, sinks):
+    """Teacher forcing in one pass: what frame t makes of noise after frames 0 .. t - 1, for all t at once."""
+    config, model, embedder = make(PATTERNS[name], sinks)
+    latents, keys = clip()
+    noisy = jnp.asarray(np.random.default_rng(2).standard_normal(latents.shape), jnp.float32)
+    conditions, segment = embedder(keys, jnp.ones(keys.shape[:2], bool)), jnp.zeros(keys.shape[:2], jnp.int32)
+    level = jnp.asarray(np.random.default_rng(3).integers(0, 15, keys.shape[:2]))
+    stride, remembered = jnp.full_like(level, 2), jnp.full_like(level, config.context_index)
+    found = model.denoise_clip(noisy, level, stride, conditions, segment, (latents, remembered))
+    cache = ring_cache.init(config, model.tokens_per_frame, LATENT, BATCH)
+    for t in range(FRAMES):
+        now = slice(t, t + 1)
+        here, seen = jax.tree.map(lambda leaf, now=now: leaf[:, now], conditions), jnp.ones((BATCH, 1), bool)
+        guess, _ = model.denoise(noisy[:, now], level[:, now], stride[:, now], here, cache, seen)
+        np.testing.assert_allclose(found[:, now], guess, atol=1e-5)
+        cache = model.commit(latents[:, now], here, cache, jnp.ones((BATCH,), bool))
+
+
+def test_no_frame_looks_across_the_start_of_an_episode():
+    _, model, embedder = make(PATTERNS["all"])
+    latents, keys = clip()
+    conditions, level = embedder(keys, jnp.ones(keys.shape[:2], bool)), jnp.full((BATCH, FRAMES), 3)
+    segment = jnp.broadcast_to(jnp.arange(FRAMES) >= 6, (BATCH, FRAMES)).astype(jnp.int32)
+
+    def later(before, past):
+        changed = jnp.concatenate([before, latents[:, 6:]], axis=1)
+        past = None if past is None else (changed, level)
+        return model.denoise_clip(changed, level, jnp.full_like(level, 4), conditions, segment, past)[:, 6:]
+
+    for past in (None, True):
+        np.testing.assert_array_equal(later(latents[:, :6], past), later(latents[:, :6] + 1.0, past))
+
+
 def test_stale_entries_are_never_read():
     config, model, embedder = make(PATTERNS["all"])
     latents, keys = clip()
@@ -94,7 +130,7 @@ def test_several_frames_in_flight_equal_one_at_a_time(sinks):
     latents, keys = clip()
     conditions = embedder(keys[:, :6], jnp.ones((BATCH, 6), bool))
     level = jnp.full((BATCH, FRAMES), config.context_index)
-    empty = ring_cache.init(config, model.tokens_per_frame, BATCH)
+    empty = ring_cache.init(config, model.tokens_per_frame, LATENT, BATCH)
     first = jax.tree.map(lambda leaf: leaf[:, :4], conditions)
     rest = jax.tree.map(lambda leaf: leaf[:, 4:6], conditions)
     cache = model.commit(latents[:, :4], first, empty, jnp.ones((BATCH,), bool))
@@ -108,7 +144,7 @@ def test_an_unseen_frame_in_flight_is_invisible_to_the_next():
     config, model, embedder = make(PATTERNS["all"])
     latents, keys = clip()
     conditions = embedder(keys[:, :2], jnp.ones((BATCH, 2), bool))
-    cache = ring_cache.init(config, model.tokens_per_frame, BATCH)
+    cache = ring_cache.init(config, model.tokens_per_frame, LATENT, BATCH)
     seen = jnp.asarray([[False, True]] * BATCH)
 
     def second(first):
@@ -146,7 +182,7 @@ def test_the_window_ends_where_it_says():
         return whole(model, embedder, latents, keys, level)[:, -1].sum()
 
     reach = np.abs(jax.jit(jax.grad(last))(latents)).sum(axis=(0, 2, 3, 4))
-    oldest = FRAMES - 1 - WINDOW * one_layer
+    oldest = FRAMES - 1 - WINDOW * one_layer - config.recent_frames
     assert np.all(reach[:oldest] == 0.0) and np.all(reach[oldest:] > 0.0)
 
 

@@ -21,6 +21,8 @@ class DynamicsConfig:
         other frames, `full` all tokens of all frames in the window.
       repeats: How many super-blocks.
       patch: Latent cells a side that one token holds.
+      recent_frames: How many frames just before are given as latents too, each token with its surroundings: the time
+        layers remember, this shows where things were, to the pixel.
       registers: Learned tokens of each frame that hold no pixels.
       window_frames: How many past frames the model sees.
       sinks: First frames of a session that stay visible for ever, at the age of one frame beyond the window.
@@ -37,6 +39,7 @@ class DynamicsConfig:
     pattern: tuple[LayerKind, ...] = ("space", "time")
     repeats: int = 2
     patch: int = 1
+    recent_frames: int = 2
     registers: int = 4
     window_frames: int = 16
     sinks: int = 0

@@ -25,6 +25,7 @@ class RingCache:
       values: As projected.
       sink_keys: Those of the first z frames of the session, kept for ever.
       sink_values: Likewise.
+      recent: Latents of the newest n frames as remembered, the newest last; zeros where there were none.
       frame: Id of the frame in each entry, NEVER where none was written.
       next: Id of the next frame to be written; rows may differ.
     """
@@ -33,12 +34,13 @@ class RingCache:
     values: Float[Array, "l b r s g k"]
     sink_keys: Float[Array, "l b z s g k"]
     sink_values: Float[Array, "l b z s g k"]
+    recent: Float[Array, "b n y x c"]
     frame: Int[Array, "b r"]
     next: Int[Array, " b"]
 
 
-def init(config: DynamicsConfig, tokens_per_frame: int, batch: int) -> RingCache:
-    """A cache in which nothing was written."""
+def init(config: DynamicsConfig, tokens_per_frame: int, latent: tuple[int, int, int], batch: int) -> RingCache:
+    """A cache in which nothing was written, for latents of shape (y, x, c)."""
     dtype = jnp.dtype(config.dtype)
 
     def entries(count):
@@ -51,6 +53,7 @@ def init(config: DynamicsConfig, tokens_per_frame: int, batch: int) -> RingCache
         values=entries(ring),
         sink_keys=entries(sinks),
         sink_values=entries(sinks),
+        recent=jnp.zeros((batch, config.recent_frames, *latent), jnp.float32),
         frame=jnp.full((batch, ring), NEVER, jnp.int32),
         next=jnp.zeros((batch,), jnp.int32),
     )
@@ -65,11 +68,13 @@ def write(
     cache: RingCache,
     keys: Float[Array, "l b f s g k"],
     values: Float[Array, "l b f s g k"],
+    latents: Float[Array, "b f y x c"],
     is_written: Bool[Array, " b"],
 ) -> RingCache:
     """The cache with f more frames; each overwrites the entry that is r frames older, and only that.
 
-    A row whose `is_written` is False keeps every bit of its entries and its clock.
+    `latents` are those the keys and values came from. A row whose `is_written` is False keeps every bit of its entries
+    and its clock.
     """
     ring = cache.frame.shape[1]
     assert keys.shape[2] <= ring, f"{keys.shape[2]} frames do not fit a ring of {ring}"
@@ -82,6 +87,7 @@ def write(
             values=_put(cache.values, values[:, :, i], rows, slot, is_written),
             sink_keys=_put_sink(cache.sink_keys, keys[:, :, i], cache.next, is_written),
             sink_values=_put_sink(cache.sink_values, values[:, :, i], cache.next, is_written),
+            recent=_shift(cache.recent, latents[:, i], is_written),
             frame=cache.frame.at[rows, slot].set(jnp.where(is_written, cache.next, cache.frame[rows, slot])),
             next=cache.next + is_written.astype(jnp.int32),
         )
@@ -104,6 +110,11 @@ def _put(entries, new, rows, slot, is_written):
     keep = is_written[None, :, None, None, None]
     old = entries[:, rows, slot]
     return entries.at[:, rows, slot].set(jnp.where(keep, new.astype(entries.dtype), old))
+
+
+def _shift(recent, new, is_written):
+    moved = jnp.concatenate([recent[:, 1:], new[:, None]], axis=1)[:, : recent.shape[1]]
+    return jnp.where(is_written[:, None, None, None, None], moved, recent)
 
 
 def _put_sink(entries, new, frame, is_written):

@@ -19,7 +19,7 @@ from wm_jax.dynamics.config import DynamicsConfig
 from wm_jax.dynamics.ring_cache import RingCache
 from wm_jax.nn.linear import Linear
 from wm_jax.nn.norm import rms_norm
-from wm_jax.nn.patch import depth_to_space, space_to_depth
+from wm_jax.nn.patch import depth_to_space, neighbourhoods, space_to_depth
 from wm_jax.nn.rope import rotate, rotate_grid
 
 SPACE_BASE = 100.0
@@ -39,6 +39,9 @@ class Dynamics(nnx.Module):
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
 
         self.embed = Linear(token, width, rngs, use_bias=True)
+        if config.recent_frames:
+            seen = config.recent_frames * channels * (config.patch + 2 * _halo(config)) ** 2
+            self.embed_recent = Linear(seen, width, rngs)
         self.position = table(self.cells[0] * self.cells[1], width)
         self.registers = table(config.registers, width)
         self.level_table = table(config.levels, width)
@@ -61,13 +64,28 @@ class Dynamics(nnx.Module):
         stride: Int[Array, "b t"],
         conditions: Any,
         segment: Int[Array, "b t"],
+        past: tuple[Float[Array, "b t y x c"], Int[Array, "b t"]] | None = None,
     ) -> Float[Array, "b t y x c"]:
-        """The clean latents of a clip, frame t seen with frames t - window .. t of its own segment.
+        """The clean latents of a clip, frame t seen with frames t - window .. t - 1 of its own segment.
 
-        `level` and `stride` are rows of their tables: signal level `level / levels`, stride `2 ** -stride`.
+        `level` and `stride` are rows of their tables: signal level `level / levels`, stride `2 ** -stride`. Without
+        `past` a frame sees the noisy frames before it (diffusion forcing). With `past`, the same frames as remembered
+        and their levels, it sees those instead, as when playing (teacher forcing of all frames in one pass).
+
+        Source: Diffusion Forcing, section 3; Causal Forcing and LongLive 2.0 (teacher forcing on a clean copy).
         """
-        config = self.config
-        position = jnp.arange(noisy.shape[1])[None, :, None]
+        config, frames = self.config, noisy.shape[1]
+        remembered = noisy if past is None else past[0]
+        is_near = _before(segment[:, :1] - jnp.ones((config.recent_frames,), jnp.int32), segment) == segment[:, :, None]
+        recent = _before(jnp.zeros((noisy.shape[0], config.recent_frames, *noisy.shape[2:])), remembered)
+        recent = jnp.where(is_near[..., None, None, None], recent, 0.0)
+        drafts = 0 if past is None else frames
+        if past is not None:
+            noisy, level = jnp.concatenate([past[0], noisy], axis=1), jnp.concatenate([past[1], level], axis=1)
+            stride = jnp.concatenate([jnp.full_like(stride, config.stride_rows - 1), stride], axis=1)
+            double = lambda leaf: jnp.concatenate([leaf, leaf], axis=1)  # noqa: E731
+            recent, segment, conditions = jax.tree.map(double, (recent, segment, conditions))
+        position = (jnp.arange(noisy.shape[1]) % frames)[None, :, None]
         oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
 
         def meet(kind, _past, q, k, v):
@@ -76,12 +94,12 @@ class Dynamics(nnx.Module):
             turned_q, turned_k = rotate(q, position, TIME_BASE), rotate(k, position, TIME_BASE)
             return block_causal_attention(
                 turned_q, turned_k, v, segment, q_sink, k_sink,
-                window_frames=config.window_frames, is_per_site=kind == "time",
+                window_frames=config.window_frames, is_per_site=kind == "time", drafts=drafts,
             )  # fmt: skip
 
-        tokens, modulation = self._tokens(noisy, level, stride, conditions)
+        tokens, modulation = self._tokens(noisy, level, stride, conditions, recent)
         tokens, _ = self._layers(tokens, modulation, meet, None)
-        return self._latents(tokens)
+        return self._latents(tokens[:, drafts:])
 
     def denoise(
         self,
@@ -111,7 +129,8 @@ class Dynamics(nnx.Module):
                 window_frames=config.window_frames, is_per_site=kind == "time",
             )  # fmt: skip
 
-        tokens, modulation = self._tokens(noisy, level, stride, conditions)
+        recent = _before(cache.recent, jnp.where(is_seen[..., None, None, None], noisy, 0.0))
+        tokens, modulation = self._tokens(noisy, level, stride, conditions, recent)
         past = (cache.keys, cache.values, cache.sink_keys, cache.sink_values)
         tokens, written = self._layers(tokens, modulation, meet, past)
         return self._latents(tokens), written
@@ -132,7 +151,7 @@ class Dynamics(nnx.Module):
         stride = jnp.full((1, frames), self.config.stride_rows - 1)
         seen = jnp.ones((latents.shape[0], frames), bool)
         _, (keys, values) = self.denoise(latents, level, stride, conditions, cache, seen)
-        return ring_cache.write(cache, keys, values, is_written)
+        return ring_cache.write(cache, keys, values, latents, is_written)
 
     def _sink(self, q, sink_k, sink_v, cache):
         """Sink frames as a second part of the softmax: seen once they left the window, at the age just beyond it."""
@@ -144,12 +163,16 @@ class Dynamics(nnx.Module):
         oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
         return rotate(q, oldest, TIME_BASE), sink_k.astype(q.dtype), sink_v.astype(q.dtype), beyond
 
-    def _tokens(self, noisy, level, stride, conditions):
+    def _tokens(self, noisy, level, stride, conditions, recent):
         """Tokens `[b t s d]` (grid, noise, conditions, registers) and the modulation row of each frame."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         batch, frames = noisy.shape[:2]
         cells = space_to_depth(noisy, config.patch).reshape(batch, frames, -1, self.embed.kernel[...].shape[0])
         grid = self.embed(cells.astype(dtype)) + self.position[...].astype(dtype)
+        if config.recent_frames:
+            around = neighbourhoods(recent, config.patch, _halo(config))
+            around = jnp.moveaxis(around, 2, -2).reshape(batch, frames, grid.shape[2], -1)
+            grid = grid + self.embed_recent(around.astype(dtype))
         both = jnp.concatenate([self.level_table[...][level], self.stride_table[...][stride]], axis=-1).astype(dtype)
         noise = jnp.broadcast_to(self.noise_token(both)[:, :, None], (batch, frames, 1, config.width))
         registers = jnp.broadcast_to(self.registers[...].astype(dtype), (batch, frames, *self.registers[...].shape))
@@ -193,6 +216,19 @@ class Dynamics(nnx.Module):
         cells = self.head(rms_norm(tokens[:, :, :grid])).astype(jnp.float32)
         batch, frames = cells.shape[:2]
         return depth_to_space(cells.reshape(batch, frames, *self.cells, -1), self.config.patch)
+
+
+def _before(start, frames):
+    """`[b n ...]`, `[b f ...]` -> `[b f n ...]`: the n entries before each of the frames, the newest last."""
+    line, (count, length) = jnp.concatenate([start, frames], axis=1), (start.shape[1], frames.shape[1])
+    if not count:
+        return jnp.zeros((*frames.shape[:2], 0, *frames.shape[2:]), frames.dtype)
+    return jnp.stack([line[:, i : i + length] for i in range(count)], axis=2)
+
+
+def _halo(config: DynamicsConfig) -> int:
+    """Latent cells around a token that it sees of recent frames: half of its own size, one at least."""
+    return max(config.patch // 2, 1)
 
 
 def tokens_per_frame(config: DynamicsConfig, cells: tuple[int, int]) -> int:

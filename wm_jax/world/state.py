@@ -46,7 +46,7 @@ def empty(world: World, batch: int = 1, key: jax.Array | None = None) -> WorldSt
     cells = (config.grid[0] // config.dynamics.patch, config.grid[1] // config.dynamics.patch)
     key = jax.random.key(0) if key is None else key
     return WorldState(
-        cache=ring_cache.init(config.dynamics, tokens_per_frame(config.dynamics, cells), batch),
+        cache=ring_cache.init(config.dynamics, tokens_per_frame(config.dynamics, cells), config.latent_shape, batch),
         decoder=start_decoder(config.autoencoder, config.image, batch),
         latent=jnp.zeros((batch, *config.latent_shape), jnp.float32),
         held=jnp.zeros((batch, len(config.controls.keys)), bool),

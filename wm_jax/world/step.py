@@ -104,7 +104,7 @@ def next_frame(world: World, params: Params, state: WorldState, keys, active, no
         state.cache,
         jnp.stack([state.is_pending, jnp.ones_like(active)], axis=1),
     )
-    cache = ring_cache.write(state.cache, k[:, :, :1], v[:, :, :1], state.is_pending & active)
+    cache = ring_cache.write(state.cache, k[:, :, :1], v[:, :, :1], remembered[:, None], state.is_pending & active)
     here = jax.tree.map(lambda leaf: leaf[:, 1:], both)
 
     def predict(noisy, i):

@@ -1,7 +1,9 @@
-"""Stage 2: a signal level for each frame drawn apart, clean latents predicted, big strides taught by two small ones.
+"""Stage 2: a noisy copy of each frame beside the frames as remembered; clean latents predicted, big strides taught by
+two small ones.
 
 Source: Diffusion Forcing, algorithm 1; One Step Diffusion via Shortcut Models, section 3; Training Agents Inside of
-Scalable World Models, section 3.1 (x-space loss, ramp weight).
+Scalable World Models, section 3.1 (x-space loss, ramp weight); Causal Forcing and LongLive 2.0 (a remembered copy of the
+clip, so that every frame is learned in the situation in which it is played).
 """
 
 import dataclasses
@@ -22,20 +24,22 @@ class ShortcutForcing:
 
     Attributes:
       bootstrap: Share of rows that teach big strides.
-      context: Share of rows whose past is nearly clean, as when playing.
-      context_floor: Lowest signal level of such a past.
+      ramp_floor: Weight of the error at pure noise; at the clean end it is 1.
+      as_played: Share of rows remembered at the very level of playing; the others anywhere from `context_floor` up.
+      context_floor: Lowest signal level of a remembered frame.
       images: Share of rows cut into single frames, which teaches to start from nothing.
       cuts: Share of rows whose past is hidden before a random frame.
       unknown: Share of rows whose controls are hidden.
-      recycled: Chance that a frame of a nearly clean past carries one of the model's own old errors.
+      recycled: Chance that a remembered frame carries one of the model's own old errors.
       recycle_from: Updates after which that begins.
       bank: Old errors kept.
     """
 
-    bootstrap: float = 0.25
-    context: float = 0.5
-    context_floor: float = 0.8
-    images: float = 0.1
+    bootstrap: float = 0.125
+    ramp_floor: float = 0.3
+    as_played: float = 0.5
+    context_floor: float = 0.7
+    images: float = 0.05
     cuts: float = 0.1
     unknown: float = 0.1
     recycled: float = 0.5
@@ -54,53 +58,53 @@ class ShortcutForcing:
 
     def loss(self, world: World, params: Params, slow: Params, batch: Any, key: jax.Array, step, carry):
         """Weighted squared error in clean-latent space; `batch` has latents, controls and is_first."""
-        model, config = world.model(params), world.config.dynamics
+        config = world.config.dynamics
         clean = batch.latents.astype(jnp.float32)
-        keys = jax.random.split(key, 6)
-        level, stride, is_boot, is_past = self._levels(config, keys[0], clean.shape[:2])
+        keys = jax.random.split(key, 7)
+        level, stride, is_boot = self._levels(config, keys[0], clean.shape[:2])
         segment, is_known = self._segments(keys[1], batch.is_first)
-        noise = jax.random.normal(keys[2], clean.shape, jnp.float32)
-        dirty = clean + self._recycle(keys[3], clean, is_past, step, carry["errors"])
-        noisy = mix(noise, dirty, _at(level / config.levels))
-        conditions = model.embedder(batch.controls.keys, is_known)
-        guess = model.dynamics.denoise_clip(noisy, level, stride, conditions, segment)
-        rows = self._boot_rows(clean.shape[0])
-        target = clean
+        memory = self._context_levels(config, keys[2], clean.shape[:2])
+        dirty = clean + self._recycle(keys[3], clean, step, carry["errors"])
+        past = (mix(jax.random.normal(keys[4], clean.shape), dirty, _at(memory / config.levels)), memory)
+        noisy = mix(jax.random.normal(keys[5], clean.shape), clean, _at(level / config.levels))
+        given = (batch.controls.keys, is_known, segment, past)
+        guess = _predict(world, params, noisy, level, stride, given)
+        rows, target = self._boot_rows(clean.shape[0]), clean
         if rows:
-            few = jax.tree.map(
-                lambda leaf: leaf[:rows], (noisy, level, stride, is_boot, batch.controls.keys, is_known, segment)
-            )
-            target = jnp.concatenate([_two_small(world, slow, clean[:rows], *few), clean[rows:]])
+            few = jax.tree.map(lambda leaf: leaf[:rows], (clean, noisy, level, stride, given))
+            target = jnp.concatenate([_two_small(world, slow, *few), clean[rows:]])
         error = jnp.mean((guess - target) ** 2, axis=(2, 3, 4))
-        weight = 0.9 * level / config.levels + 0.1
+        weight = (1.0 - self.ramp_floor) * level / config.levels + self.ramp_floor
         loss = jnp.mean(weight * error)
         metrics = {
             "flow": _mean_where(error, ~is_boot),
             "bootstrap": _mean_where(error, is_boot),
             "from_noise": _mean_where(error, ~is_boot & (level < config.levels // 4)),
         }
-        carry = {"errors": self._bank(keys[4], guess - clean, level / config.levels, is_boot, carry["errors"])}
+        carry = {"errors": self._bank(keys[6], guess - clean, level / config.levels, is_boot, carry["errors"])}
         return loss, (metrics, carry)
 
     def _boot_rows(self, batch: int) -> int:
         return round(batch * self.bootstrap)
 
     def _levels(self, config: DynamicsConfig, key, shape):
-        """Level and stride rows of each frame, which frames teach a big stride, which are a nearly clean past."""
-        rows, frames = shape
-        k = jax.random.split(key, 6)
-        is_boot = jnp.broadcast_to(jnp.arange(rows)[:, None] < self._boot_rows(rows), shape)
-        power = jnp.where(is_boot, jax.random.randint(k[0], shape, 0, config.stride_rows - 1), config.stride_rows - 1)
-        count = 2**power
+        """Level and stride rows of each frame, and which frames teach a big stride."""
+        k = jax.random.split(key, 2)
+        is_boot = jnp.broadcast_to(jnp.arange(shape[0])[:, None] < self._boot_rows(shape[0]), shape)
+        finest = config.stride_rows - 1
+        stride = jnp.where(is_boot, jax.random.randint(k[0], shape, 0, finest), finest)
+        count = 2**stride
         place = jnp.floor(jax.random.uniform(k[1], shape) * count).astype(jnp.int32)
-        level = jnp.minimum(place, count - 1) * (config.levels // count)
-        split = jax.random.randint(k[2], (rows, 1), 1, frames)
-        has_past = jax.random.bernoulli(k[3], self.context, (rows, 1))
-        is_past = has_past & (jnp.arange(frames)[None] < split)
+        return jnp.minimum(place, count - 1) * (config.levels // count), stride, is_boot
+
+    def _context_levels(self, config: DynamicsConfig, key, shape):
+        """The level at which each row remembers; never clean, which playing does not visit."""
+        k = jax.random.split(key, 2)
+        rows = (shape[0], 1)
         floor = min(round(self.context_floor * config.levels), config.levels - 1)
-        shared = jax.random.randint(k[4], (rows, 1), floor, config.levels)
-        level = jnp.where(is_past, shared, level)
-        return level, jnp.where(is_past, config.stride_rows - 1, power), is_boot & ~is_past, is_past
+        other = jax.random.randint(k[0], rows, floor, config.levels)
+        level = jnp.where(jax.random.bernoulli(k[1], self.as_played, rows), config.context_index, other)
+        return jnp.broadcast_to(level, shape)
 
     def _segments(self, key, is_first):
         """Which frames may see each other, and whose controls are known."""
@@ -113,17 +117,17 @@ class ShortcutForcing:
         is_known = ~is_first & ~jax.random.bernoulli(k[3], self.unknown, (rows, 1))
         return segment, is_known
 
-    def _recycle(self, key, clean, is_past, step, errors):
-        """Old errors for frames of a nearly clean past; a fifth of the rows stays clean.
+    def _recycle(self, key, clean, step, errors):
+        """Old errors for remembered frames; a fifth of the rows stays clean.
 
         Source: Stable Video Infinity (error recycling); LongLive 2.0, context injection.
         """
         k = jax.random.split(key, 4)
-        rows, frames = is_past.shape
-        drawn = errors[jax.random.randint(k[0], (rows, frames), 0, self.bank)]
-        chosen = is_past & jax.random.bernoulli(k[1], self.recycled, (rows, frames))
-        chosen = chosen & jax.random.bernoulli(k[2], 0.8, (rows, 1)) & (step >= self.recycle_from)
-        size = jax.random.uniform(k[3], (rows, frames), minval=0.7, maxval=1.3)
+        shape = clean.shape[:2]
+        drawn = errors[jax.random.randint(k[0], shape, 0, self.bank)]
+        chosen = jax.random.bernoulli(k[1], self.recycled, shape) & (step >= self.recycle_from)
+        chosen = chosen & jax.random.bernoulli(k[2], 0.8, (shape[0], 1))
+        size = jax.random.uniform(k[3], shape, minval=0.7, maxval=1.3)
         return _at(jnp.where(chosen, size, 0.0)) * drawn
 
     def _bank(self, key, error, level, is_boot, errors):
@@ -137,17 +141,23 @@ class ShortcutForcing:
         return errors.at[place].set(jnp.where(fits[picked, None, None, None], flat[picked], errors[place]))
 
 
-def _two_small(world, slow, clean, noisy, level, stride, is_boot, keys, is_known, segment):
+def _predict(world: World, params: Params, noisy, level, stride, given):
+    keys, is_known, segment, past = given
+    model = world.model(params)
+    return model.dynamics.denoise_clip(noisy, level, stride, model.embedder(keys, is_known), segment, past)
+
+
+def _two_small(world: World, slow: Params, clean, noisy, level, stride, given):
     """The clean latent implied by two half strides of the slow weights; the true one where nothing is taught."""
-    model, levels = world.model(slow), world.config.dynamics.levels
-    conditions = model.embedder(keys, is_known)
+    levels, finest = world.config.dynamics.levels, world.config.dynamics.stride_rows - 1
+    is_boot = stride < finest
     half = 0.5 * 2.0 ** -stride.astype(jnp.float32)
-    finer = jnp.where(is_boot, stride + 1, stride)
+    finer = jnp.minimum(stride + 1, finest)
     now = level / levels
-    first = model.dynamics.denoise_clip(noisy, level, finer, conditions, segment)
+    first = _predict(world, slow, noisy, level, finer, given)
     middle = jnp.where(_at(is_boot), update(noisy, first, _at(now), _at(half)), noisy)
     later = jnp.where(is_boot, level + jnp.round(half * levels).astype(jnp.int32), level)
-    second = model.dynamics.denoise_clip(middle, later, finer, conditions, segment)
+    second = _predict(world, slow, middle, later, finer, given)
     # Where nothing is taught `later / levels` may be any level: keep the division away from 0.
     after = jnp.where(is_boot, later / levels, 0.0)
     end = update(middle, second, _at(after), _at(half))
