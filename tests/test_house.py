@@ -36,7 +36,9 @@ def in_bare_process(code: str, root: Path, folder: Path) -> str:
     """What `code` prints in a process that has only this repository, an empty folder and no JAX platform."""
     bare = {"PATH": os.defpath, "HOME": str(folder), "PYTHONPATH": str(root), "JAX_PLATFORMS": "there_is_none"}
     bare["PYTHONDONTWRITEBYTECODE"] = "1"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=bare, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=bare, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -28,7 +28,7 @@ WORLD = WorldConfig(
         )
     ),
     autoencoder=AutoencoderConfig(patch=4, widths=(48, 96), blocks=(1, 2), channels=16),
-    dynamics=DynamicsConfig.size("mini", patch=2, repeats=3),
+    dynamics=DynamicsConfig.size("mini", patch=2, repeats=3, levels=16, context_level=0.94),
     sampler=SamplerConfig(steps=4),
 )
 

@@ -1,6 +1,6 @@
 """Autoencoder of CoinRun for an accelerator: wider and deeper than configs/coinrun. Not trained yet: no score to expect.
 
-    python train.py configs/coinrun_small/autoencoder.py
+python train.py configs/coinrun_small/autoencoder.py
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Dynamics of CoinRun at size `small` (22 M weights, one token a latent cell), for an accelerator. Not trained yet.
 
-    python train.py configs/coinrun_small/dynamics.py
+python train.py configs/coinrun_small/dynamics.py
 """
 
 from configs.coinrun_small.autoencoder import WORLD

@@ -14,8 +14,8 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="doom",
         world=WORLD,
-        objective=ShortcutForcing(recycle_from=3300),
-        data=DataConfig(episodes="episodes/doom", held_out="episodes/doom_held_out", clip_frames=24, batch=8),
+        objective=ShortcutForcing(bootstrap=1 / 6, recycle_from=3500),
+        data=DataConfig(episodes="episodes/doom", held_out="episodes/doom_held_out", clip_frames=20, batch=6),
         record_frames=300_000,
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, ema=0.998),
         steps=5000,

@@ -89,6 +89,8 @@ def test_sinks_keep_the_first_frame_of_the_session():
     cache = filled(9)
     assert np.all(np.asarray(cache.sink_keys[0, :, 0]) == 0.0)
     assert np.all(np.asarray(filled(1).sink_values[0, :, 0]) == 0.0)
-    started = ring_cache.write(ring_cache.init(CONFIG, 3, LATENT, 2), entries(5), entries(5), latents(5), jnp.asarray([True, True]))
+    started = ring_cache.write(
+        ring_cache.init(CONFIG, 3, LATENT, 2), entries(5), entries(5), latents(5), jnp.asarray([True, True])
+    )
     later = ring_cache.write(started, entries(6), entries(6), latents(6), jnp.asarray([True, True]))
     assert np.all(np.asarray(later.sink_keys) == 5.0)

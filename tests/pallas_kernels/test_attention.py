@@ -67,7 +67,9 @@ def test_shapes_that_do_not_fit_are_refused_with_both_sides():
 def test_an_unknown_implementation_is_refused_by_name():
     q, k, v = arrays(T, N, 0), arrays(T, G, 1), arrays(T, G, 2)
     segment, unknown = jnp.zeros((B, T), jnp.int32), "magic"
-    with pytest.raises(ValueError, match="block_causal_attention has no implementation 'magic'; it has auto, reference"):
+    with pytest.raises(
+        ValueError, match="block_causal_attention has no implementation 'magic'; it has auto, reference"
+    ):
         block_causal_attention(
             q, k, v, segment, window_frames=1, is_per_site=True, implementation=unknown  # pyright: ignore
         )  # fmt: skip

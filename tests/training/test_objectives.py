@@ -42,7 +42,9 @@ def test_a_row_remembers_as_in_playing_or_anywhere_above_the_floor(tiny):
     level = np.asarray(ShortcutForcing()._context_levels(config, jax.random.key(0), (512, 3)))
     assert np.all(level == level[:, :1]) and level.max() == config.levels - 1 and level.min() >= 0.7 * config.levels - 1
     assert 0.5 < np.mean(level == config.context_index) < 0.65
-    assert np.all(ShortcutForcing(as_played=1.0)._context_levels(config, jax.random.key(0), (9, 3)) == config.context_index)
+    assert np.all(
+        ShortcutForcing(as_played=1.0)._context_levels(config, jax.random.key(0), (9, 3)) == config.context_index
+    )
 
 
 def test_two_small_strides_of_a_constant_prediction_imply_that_prediction(tiny):
@@ -69,9 +71,9 @@ def test_the_bank_remembers_errors_and_gives_them_to_the_past(tiny):
     world, params = tiny
     objective = ShortcutForcing(recycle_from=0, bank=64)
     carry = objective.init_carry(world)
-    _, (_, carry) = jax.jit(
-        lambda key: objective.loss(world, params, params, clip(world), key, jnp.asarray(1), carry)
-    )(jax.random.key(0))
+    _, (_, carry) = jax.jit(lambda key: objective.loss(world, params, params, clip(world), key, jnp.asarray(1), carry))(
+        jax.random.key(0)
+    )
     assert float(jnp.abs(carry["errors"]).max()) > 0.0
     clean = jnp.zeros((64, FRAMES, *world.config.latent_shape))
     errors = jnp.ones_like(carry["errors"])

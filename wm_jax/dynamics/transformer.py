@@ -24,6 +24,7 @@ from wm_jax.nn.rope import rotate, rotate_grid
 
 SPACE_BASE = 100.0
 TIME_BASE = 100.0
+UNROLLED_REPEATS = 4  # a scan copies what its gradient keeps: a tenth of a small model's step on a CPU
 
 
 class Dynamics(nnx.Module):
@@ -74,18 +75,18 @@ class Dynamics(nnx.Module):
 
         Source: Diffusion Forcing, section 3; Causal Forcing and LongLive 2.0 (teacher forcing on a clean copy).
         """
+        drawn = (noisy, level, stride, conditions, segment)
+        recent = self._recent(noisy if past is None else past[0], segment)
+        if past is None:
+            return self._see_clip(*drawn, recent, drafts=0)
+        remembered = (*past, jnp.full_like(stride, self.config.stride_rows - 1), conditions, segment)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), (*remembered, recent), (*drawn, recent))
+        return self._see_clip(*both, drafts=noisy.shape[1])
+
+    def _see_clip(self, noisy, level, stride, conditions, segment, recent, drafts: int):
+        """The clip, or its second half where that is drafts of the first, in one pass."""
         config, frames = self.config, noisy.shape[1]
-        remembered = noisy if past is None else past[0]
-        is_near = _before(segment[:, :1] - jnp.ones((config.recent_frames,), jnp.int32), segment) == segment[:, :, None]
-        recent = _before(jnp.zeros((noisy.shape[0], config.recent_frames, *noisy.shape[2:])), remembered)
-        recent = jnp.where(is_near[..., None, None, None], recent, 0.0)
-        drafts = 0 if past is None else frames
-        if past is not None:
-            noisy, level = jnp.concatenate([past[0], noisy], axis=1), jnp.concatenate([past[1], level], axis=1)
-            stride = jnp.concatenate([jnp.full_like(stride, config.stride_rows - 1), stride], axis=1)
-            double = lambda leaf: jnp.concatenate([leaf, leaf], axis=1)  # noqa: E731
-            recent, segment, conditions = jax.tree.map(double, (recent, segment, conditions))
-        position = (jnp.arange(noisy.shape[1]) % frames)[None, :, None]
+        position = (jnp.arange(frames) % (frames - drafts))[None, :, None]
         oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
 
         def meet(kind, _past, q, k, v):
@@ -153,6 +154,13 @@ class Dynamics(nnx.Module):
         _, (keys, values) = self.denoise(latents, level, stride, conditions, cache, seen)
         return ring_cache.write(cache, keys, values, latents, is_written)
 
+    def _recent(self, latents, segment):
+        """Frames just before each frame of a clip, `[b t n y x c]`; zeros where its segment has none."""
+        count = self.config.recent_frames
+        before = _before(jnp.zeros((latents.shape[0], count, *latents.shape[2:])), latents)
+        mine = _before(jnp.repeat(segment[:, :1] - 1, count, axis=1), segment) == segment[:, :, None]
+        return jnp.where(mine[..., None, None, None], before, 0.0)
+
     def _sink(self, q, sink_k, sink_v, cache):
         """Sink frames as a second part of the softmax: seen once they left the window, at the age just beyond it."""
         config = self.config
@@ -204,7 +212,8 @@ class Dynamics(nnx.Module):
             written = (jnp.stack(keys), jnp.stack(values)) if past is not None else None
             return x, written
 
-        x, written = jax.lax.scan(super_block, x, (split(weights, len(config.pattern)), split(past, looks_back)))
+        layers = (split(weights, len(config.pattern)), split(past, looks_back))
+        x, written = jax.lax.scan(super_block, x, layers, unroll=config.repeats <= UNROLLED_REPEATS)
         return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), written)
 
     def _meet_in_space(self, q, k, v):
