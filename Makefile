@@ -61,6 +61,6 @@ readme: $(BIN)/python
 RESOLVE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
           --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade
 lock:
-	$(RESOLVE) --extra serve --extra games --extra track --extra dev --output-file requirements/test.txt
-	$(RESOLVE) --extra serve --extra games --extra track --constraint requirements/test.txt --output-file requirements/games.txt
+	$(RESOLVE) --extra serve --extra games --extra track --extra eval --extra dev --output-file requirements/test.txt
+	$(RESOLVE) --extra serve --extra games --extra track --extra eval --constraint requirements/test.txt --output-file requirements/games.txt
 	$(RESOLVE) --extra serve --constraint requirements/test.txt --output-file requirements/play.txt

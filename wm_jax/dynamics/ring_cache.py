@@ -1,6 +1,6 @@
 """The last r frames of every layer that looks back: a circular buffer over frames, each row at its own time.
 
-Keys are kept unrotated and turned by their age when read, so nothing in the cache depends on how long a session has
+The latents of the newest few frames stay beside it. Keys are kept unrotated and turned by their age when read, so nothing in the cache depends on how long a session has
 run; `rebase` keeps the frame ids small without touching a key.
 """
 

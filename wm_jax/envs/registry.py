@@ -30,7 +30,8 @@ def make(name: str, *, split: Split = "train", **options: Any) -> Game:
     module, kind, library = _known(name)
     if not is_installed(name):
         raise MissingGameError(
-            f"the game {name!r} needs the library {library!r}, which is not installed: pip install -e '.[games]'"
+            f"the game {name!r} needs the library {library!r}, which is not installed: "
+            "run `make games`, or uv pip install -e '.[games]'"
         )
     return getattr(importlib.import_module(module), kind)(split=split, **options)
 

@@ -225,5 +225,5 @@ def _check_tools() -> None:
     missing = [name for name in ("matplotlib", "av") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"the evaluation draws with {' and '.join(missing)}, which is not installed: pip install -e '.[dev,serve]'"
+            f"the evaluation draws with {' and '.join(missing)}, which is not installed: pip install -e '.[eval]'"
         )

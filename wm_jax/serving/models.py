@@ -108,7 +108,7 @@ def check_request(body: CreateSession, world: WorldConfig, sources: list[Source]
         text = f"model {body.model!r} is not served here, {world.name!r} is"
         raise Refusal(ErrorCode.UNKNOWN_MODEL, text, param="model")
     if body.source not in sources:
-        text = f"the real game {world.env!r} is not installed where this server runs: pip install -e '.[games]'"
+        text = f"the real game {world.env!r} is not installed where this server runs: `make games` installs it"
         raise Refusal(ErrorCode.UNSUPPORTED, text, param="source")
     if body.init.snapshot is not None:
         raise Refusal(ErrorCode.UNSUPPORTED, "this server keeps no snapshots", param="init.snapshot")

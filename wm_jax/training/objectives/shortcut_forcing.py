@@ -1,5 +1,4 @@
-"""Stage 2: a noisy copy of each frame beside the frames as remembered; clean latents predicted, big strides taught by
-two small ones.
+"""Stage 2: each frame learned from noise after its remembered past, clean latents predicted, big strides taught by two.
 
 Source: Diffusion Forcing, algorithm 1; One Step Diffusion via Shortcut Models, section 3; Training Agents Inside of
 Scalable World Models, section 3.1 (x-space loss, ramp weight); Causal Forcing and LongLive 2.0 (a remembered copy of the
