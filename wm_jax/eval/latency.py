@@ -25,7 +25,7 @@ from wm_jax.world import World, WorldState, load, load_prompts, rollout, start, 
 from wm_jax.world.step import check_keys, pick_prompt
 
 YOUNG = 100
-_BLOCK, _BLOCKS, _CHUNK = 20, 10, 500
+_BLOCK, _BLOCKS, _CHUNK = 4, 80, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +114,13 @@ def _age(world: World, params: Params, state: WorldState, keys: np.ndarray, coun
 
 def _in_turns(world: World, params: Params, young: Any, old: Any, keys: np.ndarray, tick: Callable[[], None]) -> float:
     """Median time of a step of the old dream over the young one's; in turns, so that a busy machine hits both."""
-    times: dict[str, list[float]] = {"young": [], "old": []}
-    for _ in range(_BLOCKS):
-        young, spent = _run(world, params, young, keys, _BLOCK)
-        times["young"] += list(spent)
-        old, spent = _run(world, params, old, keys, _BLOCK)
-        times["old"] += list(spent)
+    states, times = [young, old], ([], [])
+    for block in range(_BLOCKS):
+        for who in (0, 1) if block % 2 else (1, 0):  # who goes first changes, so that neither profits from its place
+            states[who], spent = _run(world, params, states[who], keys, _BLOCK)
+            times[who].extend(spent)
         tick()
-    return float(np.median(times["old"]) / np.median(times["young"]))
+    return float(np.median(times[1]) / np.median(times[0]))
 
 
 def _host_ms(world: World, params: Params, state: WorldState, keys: np.ndarray) -> float:

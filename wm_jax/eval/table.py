@@ -111,7 +111,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _bars_part(report: dict[str, Any]) -> list[str]:
     rows = [(b["measure"], _text(b["value"]), b["bar"], "yes" if b["passed"] else "NO") for b in report["bars"]]
-    return _table(("measure", "value", "bar", "reached"), rows)
+    return grid(("measure", "value", "bar", "reached"), rows)
 
 
 def _horizon_part(report: dict[str, Any]) -> list[str]:
@@ -130,7 +130,7 @@ def _horizon_part(report: dict[str, Any]) -> list[str]:
     return [
         words,
         "",
-        *_table(head, rows),
+        *grid(head, rows),
         f"Delta-PSNR (true keys minus random keys, same noise) by frames after the prompt, in dB: {deltas}.",
         "",
     ]
@@ -153,7 +153,7 @@ def _control_part(control: dict[str, Any]) -> list[str]:
     return [
         words,
         "",
-        *_table(head, [*rows, mean]),
+        *grid(head, [*rows, mean]),
     ]
 
 
@@ -178,7 +178,7 @@ def _latency_part(latency: dict[str, Any]) -> list[str]:
         "peak_mb": "memory of the process, MB",
         "grown_mb": f"grown by frame {latency['old_frames']}, MB",
     }
-    return _table(("speed on this machine", ""), [(text, _text(latency[name], 3)) for name, text in names.items()])
+    return grid(("speed on this machine", ""), [(text, _text(latency[name], 3)) for name, text in names.items()])
 
 
 def compare(report: dict[str, Any], shipped: dict[str, Any]) -> list[str]:
@@ -199,7 +199,8 @@ def compare(report: dict[str, Any], shipped: dict[str, Any]) -> list[str]:
             for name, ours, theirs, tolerance in found if abs(ours - theirs) > tolerance]  # fmt: skip
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+def grid(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    """A Markdown table, a line each, an empty one at the end."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, *rows)]
     return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]
 
