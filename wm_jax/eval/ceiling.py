@@ -36,8 +36,8 @@ class CeilingConfig:
     """The held-out recording; episodes/<env>_held_out by default."""
     blocks: tuple[int, ...] = (8, 16, 32)
     """Pixels a side of what is copied as one piece."""
-    horizons: tuple[int, ...] = (1, 4, 8, 16)
-    """Frames after the prompt."""
+    horizons: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
+    """Frames after the prompt; the farthest decides which clips, so leave 64 to have those of the evaluation."""
     clips: int = 256
     """How many clips."""
     prompt_frames: int = 8
