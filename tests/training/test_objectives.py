@@ -47,6 +47,14 @@ def test_a_row_remembers_as_in_playing_or_anywhere_above_the_floor(tiny):
     )
 
 
+def test_the_smallest_batch_still_teaches_big_strides():
+    rows = {batch: ShortcutForcing(bootstrap=0.125)._boot_rows(batch) for batch in (2, 4, 8, 16, 64)}
+    assert rows == {2: 1, 4: 1, 8: 1, 16: 2, 64: 8}
+    assert ShortcutForcing(bootstrap=1.0)._boot_rows(8) == 7 and ShortcutForcing(bootstrap=0.0)._boot_rows(1) == 0
+    with pytest.raises(ValueError, match="a batch of 1 row"):
+        ShortcutForcing()._boot_rows(1)
+
+
 def test_two_small_strides_of_a_constant_prediction_imply_that_prediction(tiny):
     """An untrained head predicts 0 everywhere: the implied clean latent is 0 where taught, the truth elsewhere."""
     world, _ = tiny

@@ -22,7 +22,7 @@ class ShortcutForcing:
     """The mixture of situations a row may show.
 
     Attributes:
-      bootstrap: Share of rows that teach big strides.
+      bootstrap: Share of rows that teach big strides; one row at least, unless it is 0.
       ramp_floor: Weight of the error at pure noise; at the clean end it is 1.
       as_played: Share of rows remembered at the very level of playing; the others anywhere from `context_floor` up.
       context_floor: Lowest signal level of a remembered frame.
@@ -84,7 +84,16 @@ class ShortcutForcing:
         return loss, (metrics, carry)
 
     def _boot_rows(self, batch: int) -> int:
-        return round(batch * self.bootstrap)
+        """How many rows teach big strides: at least one, which playing in few passes needs, and never all.
+
+        Raises:
+          ValueError: one row cannot teach both.
+        """
+        if not self.bootstrap:
+            return 0
+        if batch < 2:
+            raise ValueError(f"a batch of {batch} row has no room for a bootstrap row beside another: use 2 or more")
+        return min(max(round(batch * self.bootstrap), 1), batch - 1)
 
     def _levels(self, config: DynamicsConfig, key, shape):
         """Level and stride rows of each frame, and which frames teach a big stride."""
