@@ -42,7 +42,7 @@ def config() -> TrainConfig:
         data=DataConfig(episodes="episodes/doom", held_out="episodes/doom_held_out", clip_frames=2, batch=24),
         record_frames=300_000,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema=0.998, use_muon=False),
-        steps=3000,
+        steps=4000,
         picture_every=500,
         save_every=500,
     )
