@@ -113,6 +113,62 @@ def test_links_and_devices_are_refused_by_name(root: Path, tmp_path: Path) -> No
     assert "state/hard is a hard link to a file outside" in str(caught.value)
 
 
+def test_a_checkpoint_that_is_a_symlink_is_refused(root: Path, tmp_path: Path) -> None:
+    (root / "10").rename(tmp_path / "elsewhere")
+    (root / "10").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(checkpoint.CheckpointError, match="10: refused, it is a symlink to .*elsewhere"):
+        checkpoint.restore_state(root / "10", make_state(1))
+
+
+def cut_a_file(folder: Path) -> None:
+    victim = next(path for path in (folder / "state").rglob("d/*") if path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+
+
+def spoil_the_state(folder: Path) -> None:
+    """The same sizes, other bytes: what a bad disk gives back."""
+    for path in (folder / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(bytes(len(path.read_bytes())))
+
+
+HARM = {
+    "a file cut short": (cut_a_file, "broken, files with other sizes"),
+    "zeros in the state": (spoil_the_state, "the state cannot be read"),
+    "no saved.json": (lambda folder: (folder / "saved.json").unlink(), "saved.json: cannot be read"),
+    "half a saved.json": (lambda folder: (folder / "saved.json").write_text('{"step'), "saved.json: is not JSON"),
+}
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_a_damaged_checkpoint_names_the_one_before_it_and_what_to_delete(root: Path, what: str) -> None:
+    harm, words = HARM[what]
+    for step in (20, 30):
+        checkpoint.save_state(root, step, make_state(step), {})
+    harm(root / "30")
+    cut_a_file(root / "20")
+    way_out = rf"rm -r {root / '30'}\), and the run goes on from {root / '10'}"
+    with pytest.raises(checkpoint.CheckpointError, match=f"(?s){words}.*{way_out}$"):
+        checkpoint.restore_state(root / "30", make_state(1))
+    harm(root / "10")
+    with pytest.raises(checkpoint.CheckpointError, match=f"(?s){words}.*the run starts anew"):
+        checkpoint.restore_state(root / "10", make_state(1))
+
+
+def test_every_file_is_on_the_disk_before_a_checkpoint_appears(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+
+    def note(path: Path) -> None:
+        flushed.append("/".join(path.parts[len(root.parts) :]))
+        assert len(path.parts) == len(root.parts) or not (root / "20").exists()
+
+    monkeypatch.setattr(folder_lib, "_to_disk", note)
+    folder = checkpoint.save_state(root, 20, make_state(1), {})
+    written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert written == {name.partition("/")[2] for name in flushed} - {""}
+    assert "done" in written and flushed[-1] == ""
+
+
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd"])
 def test_names_outside_the_folder_are_refused(root: Path, name: str) -> None:
     path = root / "10" / "saved.json"

@@ -91,6 +91,46 @@ def test_a_symlink_in_a_world_is_refused_by_name(world: Path) -> None:
         checkpoint.load_world_files(world)
 
 
+def test_a_world_folder_that_is_a_symlink_is_refused(world: Path) -> None:
+    linked = world.parent / "linked"
+    linked.symlink_to(world)
+    for load in (checkpoint.load_world_files, checkpoint.load_prompts):
+        with pytest.raises(checkpoint.CheckpointError, match="linked: refused, it is a symlink to .*world; name that"):
+            load(linked)
+
+
+def test_prompts_behind_a_symlink_are_refused_by_name(world: Path) -> None:
+    target = world.parent / "elsewhere.npz"
+    (world / "prompts.npz").rename(target)
+    (world / "prompts.npz").symlink_to(target)
+    with pytest.raises(checkpoint.CheckpointError, match="prompts.npz is a symlink to .*elsewhere.npz"):
+        checkpoint.load_prompts(world)
+
+
+def test_prompts_cut_off_anywhere_are_named(world: Path) -> None:
+    path = world / "prompts.npz"
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(checkpoint.CheckpointError, match="prompts.npz: is broken or cut off"):
+            checkpoint.load_prompts(world)
+    path.unlink()
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(checkpoint.CheckpointError, match="prompts.npz: is broken or cut off"):
+        checkpoint.load_prompts(world)
+
+
+@pytest.mark.parametrize("names", [("a", "a/x"), ("a/x/y", "a/x")])
+def test_a_leaf_that_is_also_a_folder_of_leaves_is_refused(world: Path, names: tuple[str, str]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.zeros((2, 2), np.float32) for name in names}, world / "weights.safetensors")
+    short, long = sorted(names, key=len)
+    with pytest.raises(checkpoint.CheckpointError, match=f"world: the weights are no tree, {short} is .* holds {long}"):
+        checkpoint.load_world_files(world)
+
+
 def test_a_tree_that_would_not_come_back_is_refused(tmp_path: Path) -> None:
     for tree in ({"a": [np.zeros(1)]}, {"a/b": np.zeros(1)}, {"a": {}}):
         with pytest.raises(checkpoint.CheckpointError, match="nested dicts of arrays"):

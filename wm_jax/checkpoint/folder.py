@@ -14,12 +14,15 @@ from wm_jax.config import ConfigError
 
 
 def scan(folder: str | Path) -> None:
-    """Passes when everything in a folder is a plain file or folder that belongs to it alone.
+    """Passes when a folder and everything in it is a plain file or folder that belongs to it alone.
 
     Raises:
-      CheckpointError: a symlink, a hard link from outside, a device, socket or pipe; each is named.
+      CheckpointError: a symlink (also the folder itself), a hard link from outside, a device, socket or pipe; each is
+        named.
     """
     folder = Path(folder)
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder}: refused, it is a symlink to {os.readlink(folder)}; name that folder itself")
     refused, links = [], {}
     for root, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -40,7 +43,10 @@ def scan(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path, what: str) -> Iterator[Path]:
-    """A new folder under a temporary name that takes the place of `folder` when the block ends well."""
+    """A new folder under a temporary name that takes the place of `folder` when the block ends well.
+
+    It is on the disk to the last byte before it appears: a power cut leaves it whole or leaves the older one.
+    """
     made, old = None, folder.with_name(f".{folder.name}.old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,24 +57,35 @@ def replacing(folder: Path, what: str) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         made.chmod(0o755)
         yield made
+        for path in [*made.rglob("*"), made]:
+            _to_disk(path)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         made.rename(folder)
+        _to_disk(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
         if not isinstance(error, Exception) or isinstance(error, CheckpointError | ConfigError):
             raise
-        raise CheckpointError(f"{folder}: the {what} could not be saved, {_reason(error, folder)}") from error
+        raise CheckpointError(f"{folder}: the {what} could not be saved, {why_not_written(error, folder)}") from error
 
 
-def _reason(error: Exception, folder: Path) -> str:
-    """Why a write failed, in words; a full disk is told apart, also where a library wraps it."""
+def why_not_written(error: Exception, folder: Path) -> str:
+    """Why a write below `folder` failed, in words; a full disk is told apart, also where a library wraps it."""
     text = str(error)
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if is_full or any(words in text for words in ("No space left", "quota exceeded", "File too large")):
         free_mb = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / 1e6
         return f"the disk is full ({free_mb:.0f} MB free): make room and start again, what was saved before is intact"
     return f"{type(error).__name__}: {text}"
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

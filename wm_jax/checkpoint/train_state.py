@@ -5,13 +5,14 @@ never finished and does not count.
 """
 
 import base64
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -96,9 +97,16 @@ def read_saved(folder: str | Path) -> Saved:
     """What stands beside the train state of a checkpoint.
 
     Raises:
-      CheckpointError: the folder holds a file that may not be there (see `scan`), or not every file it should.
+      CheckpointError: the folder holds a file that may not be there (see `scan`), or not every file it should; names
+        the checkpoint before it, to go on from.
     """
-    folder = Path(folder)
+    try:
+        return _read_saved(Path(folder))
+    except (CheckpointError, config_lib.ConfigError) as error:
+        raise CheckpointError(f"{error}. {_way_out(Path(folder))}") from error
+
+
+def _read_saved(folder: Path) -> Saved:
     if not (folder / DONE_FILE).is_file():
         raise CheckpointError(f"{folder}: is no complete checkpoint, it has no file '{DONE_FILE}'")
     scan(folder)
@@ -115,6 +123,22 @@ def read_saved(folder: str | Path) -> Saved:
     if wrong:
         raise CheckpointError(f"{folder}: broken, files with other sizes in bytes than were saved: {shorten(wrong)}")
     return dataclasses.replace(saved, loader=_loader_from_json(saved.loader))
+
+
+def _way_out(folder: Path) -> str:
+    """What to delete so that a run goes on although this checkpoint of it cannot be used."""
+    older = [path for path in checkpoints(folder.parent) if folder.name.isdigit() and int(path.name) < int(folder.name)]
+    sound = next((path for path in reversed(older) if _is_sound(path)), None)
+    rest = f"goes on from {sound}" if sound else "starts anew: there is no older whole one"
+    return f"Delete it (rm -r {folder}), and the run {rest}"
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        _read_saved(folder)
+    except (CheckpointError, config_lib.ConfigError):
+        return False
+    return True
 
 
 def restore_state(folder: str | Path, template: StateT) -> StateT:
@@ -134,7 +158,7 @@ def restore_state(folder: str | Path, template: StateT) -> StateT:
     arrays = jax.eval_shape(lambda tree: _storable(tree)[0], want)
     shardings = {name: getattr(want[name], "sharding", None) for name in arrays}
     path = Path(folder).absolute() / STATE_FOLDER
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _readable(Path(folder)), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         found = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _metadata(checkpointer, path)}
         check_tree(arrays, found, path)
         _check_types(arrays, found, path)
@@ -147,6 +171,18 @@ def restore_state(folder: str | Path, template: StateT) -> StateT:
     empty = {name: leaf for name, leaf in want.items() if name not in flat}
     leaves = [(flat | empty)[name] for name in want]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), leaves)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Orbax raises a dozen kinds for files of the right size with other bytes in them; ours say what to do."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = f"{folder}: the state cannot be read, {type(error).__name__}: {error}"
+        raise CheckpointError(f"{reason}. {_way_out(folder)}") from error
 
 
 def versions() -> dict[str, str]:
@@ -193,4 +229,7 @@ def _loader_to_json(position: Any) -> Any:
 
 
 def _loader_from_json(position: Any) -> Any:
-    return base64.b64decode(position["bytes"]) if "bytes" in position else position["json"]
+    try:
+        return base64.b64decode(position["bytes"]) if "bytes" in position else position["json"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the loader's position is {position!r}, not what was saved") from error

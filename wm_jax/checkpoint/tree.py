@@ -24,10 +24,17 @@ def flatten_tree(tree: Any) -> dict[str, Any]:
 
 
 def nest_tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by path: the opposite of `flatten_tree` for a tree of dicts."""
+    """Nested dicts from leaves by path: the opposite of `flatten_tree` for a tree of dicts.
+
+    Raises:
+      CheckpointError: a name is that of a leaf and that of a folder of leaves.
+    """
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *folders, last = name.split("/")
+        above = next((path for i in range(1, len(folders) + 1) if (path := "/".join(folders[:i])) in flat), None)
+        if above is not None:
+            raise CheckpointError(f"{above} is an array and holds {name}: a name can be only one of both")
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})

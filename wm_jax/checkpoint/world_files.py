@@ -82,18 +82,26 @@ def load_world_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]
             flat |= load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is broken or cut off ({error})") from error
-    return config_lib.read_json(folder / CONFIG_FILE), nest_tree(flat)
+    try:
+        return config_lib.read_json(folder / CONFIG_FILE), nest_tree(flat)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: the weights are no tree, {error}") from error
 
 
 def load_prompts(folder: str | Path) -> dict[str, np.ndarray] | None:
-    """The arrays of `prompts.npz`, or None where a world has none."""
+    """The arrays of `prompts.npz`, or None where a world has none.
+
+    Raises:
+      CheckpointError: the file is broken, or the folder holds one that may not be there (see `scan`).
+    """
     path = Path(folder) / PROMPTS_FILE
+    scan(folder)
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for bytes that they did not write
         raise CheckpointError(f"{path}: is broken or cut off ({error})") from error
 
 
