@@ -1,4 +1,4 @@
-"""The ceiling of copying: what was seen can be had at any place, what was not cannot."""
+"""What copying could reach: what was seen can be had at any place, what was not cannot."""
 
 import numpy as np
 

@@ -54,7 +54,8 @@ def test_the_same_command_gives_the_same_table(config: EvalConfig, report, tmp_p
     shutil.copytree(config.run, world)
     (world / "eval.json").write_text(json.dumps(report))
     again = evaluate(dataclasses.replace(config, run=world, out=tmp_path / "again"), quiet=True)
-    assert again["against_shipped"] == []
+    assert again["against_shipped"] == {"settings": [], "numbers": []}
+    assert json.loads((tmp_path / "again" / "table.json").read_text()) == again
     assert again["horizons"] == report["horizons"] and again["control"] == report["control"]
     assert again["drift"] == report["drift"]
 
@@ -62,8 +63,65 @@ def test_the_same_command_gives_the_same_table(config: EvalConfig, report, tmp_p
 def test_a_table_that_differs_is_told_line_by_line(report) -> None:
     other = json.loads(json.dumps(report))
     other["horizons"][0]["psnr_free"] += 1
-    assert [line.split(":")[0] for line in table.compare(report, other)] == ["psnr_free at horizon 1"]
-    assert "not comparable: seed" in table.compare(report, {**other, "seed": 5})[0]
+    other["horizons"][2]["ssim_teacher"] += 0.1
+    other["drift"]["largest_deviation"]["motion"] += 0.2
+    other["control"]["ratio"] = None
+    names = [line.split(":")[0] for line in table.compare(report, other)["numbers"]]
+    assert names == ["psnr_free at horizon 1", "ssim_teacher at horizon 16", "keys recognised, dreamed / real",
+                     "largest deviation of motion"]  # fmt: skip
+    assert all(
+        line.startswith("differs from the shipped table: ") for line in table.verdict(table.compare(report, other))
+    )
+
+
+@pytest.mark.parametrize("change", ["seed", "clips", "horizons", "drift", "drift_frames", "inverse", "format"])
+def test_a_table_of_other_settings_is_never_called_reproduced(report, change: str) -> None:
+    other = json.loads(json.dumps(report))
+    match change:
+        case "horizons":
+            del other["horizons"][1]
+        case "drift":
+            other["drift"] = None
+        case "drift_frames":
+            other["drift"]["frames"] += 100
+        case _:
+            other[change] = "another"
+    for ours, theirs in ((report, other), (other, report)):
+        if change == "format" and ours is other:
+            continue  # what is measured here is never of another format
+        compared = table.compare(ours, theirs)
+        assert compared["numbers"] == [] and len(compared["settings"]) == 1 + (change == "drift")
+        assert all("not comparable" in line and " here and " in line for line in table.verdict(compared))
+
+
+def test_a_table_with_holes_is_compared_and_printed(report) -> None:
+    holes = json.loads(json.dumps(report))
+    holes["horizons"][2] |= dict.fromkeys([n for n in holes["horizons"][2] if n.startswith(("psnr", "ssim"))])
+    holes["horizons"][2]["clips"] = 0
+    holes["delta_psnr"]["4"] = holes["control"]["ratio"] = holes["drift"]["largest_deviation"]["motion"] = None
+    assert table.compare(holes, holes) == {"settings": [], "numbers": []}
+    lines = table.compare(holes, report)["numbers"]
+    assert any(line.startswith("psnr_free at horizon 16: - here, ") for line in lines) and len(lines) >= 10
+    assert "| - / - |" in table.markdown({**holes, "bars": table.bars(holes)})
+    assert table.numbers(np.array([[1.0, np.nan]])) == [[1.0, None]] and table.number(np.inf) is None
+
+
+def test_a_broken_shipped_table_loses_nothing(config: EvalConfig, tmp_path: Path) -> None:
+    world = tmp_path / "tiny"
+    shutil.copytree(config.run, world)
+    (world / "eval.json").write_text("{")
+    small = dataclasses.replace(config, run=world, out=tmp_path / "again", drift_frames=0)
+    with pytest.raises(ValueError, match=r"eval\.json is no JSON"):
+        evaluate(small, quiet=True)
+    assert json.loads((tmp_path / "again" / "table.json").read_text())["drift"] is None
+    assert (tmp_path / "again" / "film.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("left_at", "words"), [(None, "stays within 25% of it"), (0, "from its first window on"),
+                                                (300, "from frame 300 on")])  # fmt: skip
+def test_the_table_says_since_when_a_dream_has_left(report, left_at: int | None, words: str) -> None:
+    drifted = {**report["drift"], "left_at": left_at, "stays": left_at is None}
+    assert words in table.markdown({**report, "drift": drifted})
 
 
 def test_a_command_names_only_what_differs_from_the_defaults() -> None:

@@ -1,10 +1,12 @@
-"""How much of a frame can be known beforehand? Each block of the truth, fetched from where the prompt shows it best.
+"""What could copying reach? Each block of the truth, fetched from where the prompt shows it best.
 
     python -m wm_jax.eval.ceiling worlds/coinrun
 
-Nobody can dream like this: the truth itself says where to copy from, and what scrolls in new gets the most similar old
-block. Where even this stays low, a low PSNR is not the model's fault. Small blocks flatter: the smaller, the likelier a
-good match by chance.
+A reference beside the scores of a world, not a bound on them. It is told what no dream knows, since the truth itself
+chooses each block; and it lacks what a dream has, since it only copies whole blocks from whole-pixel places of the
+prompt. A dream can beat it: by scrolling less than a pixel, by blurring towards the mean of what may come, by tiles
+learned in training. Where even this is low, much of what comes was never on the screen. Small blocks flatter: the smaller, the
+likelier a good match by chance.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ HIGHEST = 20 * np.log10(255)
 
 @dataclasses.dataclass(frozen=True)
 class CeilingConfig:
-    """Measure what copying from the prompt could reach on the clips that the evaluation uses."""
+    """Measure what copying blocks of the prompt could reach, on the clips that the evaluation uses."""
 
     run: tyro.conf.Positional[Path]
     """A world folder or a run: says which game and which clips."""

@@ -5,11 +5,12 @@ other key is a head of two. An inverse-dynamics model (`inverse.py`) looks at th
 head, how likely each class led to it, as if all classes were equally frequent.
 
 Many presses cannot be seen: jump in the air, right against a wall, one frame of left within a run to the right. So a frame
-counts for a head where the REAL recording shows the class: the model is at least 90 % sure of some class there. The accuracy
-of a head is the mean over its classes of the share recognised among these frames (balanced: saying always the most frequent
-class gains nothing). The accuracy is the mean over heads; a head that shows in less than 5 % of the frames, or of which only one
-class ever shows (not down, in CoinRun), is left out and named. Dreamed frames are scored at the very same places against the same keys, so that the ratio
-dreamed / real is the share of visible control that the world kept. The same over all frames, sure or not, stands beside it.
+counts for a head where the REAL recording shows the class: the model is at least 90 % sure of some class there. The
+accuracy of a head is the mean over its classes of the share recognised among these frames (balanced: saying always the
+most frequent class gains nothing). The accuracy is the mean over heads; a head that shows in less than 5 % of the
+frames, or of which only one class ever shows (not down, in CoinRun), is left out and named. Dreamed frames are scored at
+the very same places against the same keys, so that the ratio dreamed / real is the share of visible control that the
+world kept. The same over all frames, sure or not, stands beside it.
 """
 
 import dataclasses

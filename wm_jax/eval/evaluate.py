@@ -57,8 +57,9 @@ class EvalConfig:
     """Length of the long dreams; 0 leaves them out."""
     drift_sessions: int = 32
     """How many long dreams."""
-    latency_frames: int = 2000
-    """How old a dream gets before its speed is compared with a young one's; 0 leaves speed out."""
+    latency_frames: int = 10_000
+    """How old a dream gets before it is compared with a young one; the ids of its ring restart every 4096 frames, so
+    10,000 lie beyond two restarts; 0 leaves speed out."""
     rows: int = 16
     """Sessions dreamed side by side."""
     films: int = 6
@@ -72,7 +73,7 @@ class EvalConfig:
     seed: int = 0
     """Choice of clips, random keys and the noise of dreams."""
     quick: bool = False
-    """A look in a minute: 32 clips, 300 frames of drift."""
+    """A look in a minute: 32 clips, 300 frames of drift, speed at frame 500."""
 
     def __post_init__(self) -> None:
         for name in ("clips", "prompt_frames", "rows", "films", "held_out_frames", "drift_sessions"):
@@ -104,6 +105,7 @@ def evaluate(config: EvalConfig, *, quiet: bool = False) -> dict[str, Any]:
     report["command"] = command(asked)
     report["seconds"] = round(time.perf_counter() - since, 1)
     _write(config, world, clips, measured, drifted, report)
+    _compare(config, report)
     return report
 
 
@@ -149,7 +151,7 @@ def _measure(config: EvalConfig, world: World, params: Params, recording: Record
 
 def _report(config: EvalConfig, world: World, params: Params, recording: Recording, measured: horizon.Measured,
             drifted: drift.Drift | None, speed: latency.Latency | None, judge: Inverse) -> dict[str, Any]:  # fmt: skip
-    delta = {str(i + 1): round(float(value), 4) for i, value in enumerate(measured.curves.delta_psnr)}
+    delta = {str(i + 1): table.number(value) for i, value in enumerate(measured.curves.delta_psnr)}
     report: dict[str, Any] = {
         "format": table.FORMAT,
         "commit": commit(),
@@ -177,7 +179,7 @@ def _report(config: EvalConfig, world: World, params: Params, recording: Recordi
         "inverse": judge.facts,
         "drift": table.drift_facts(drifted) if drifted else None,
         "latency": {k: round(v, 4) for k, v in vars(speed).items()} if speed else None,
-        "curves": {name: np.round(values, 3).tolist() for name, values in measured.curves.psnr.items()},
+        "curves": {name: table.numbers(values) for name, values in measured.curves.psnr.items()},
     }
     return {**report, "bars": table.bars(report)}
 
@@ -186,14 +188,24 @@ def _write(config: EvalConfig, world: World, clips: Clips, measured: horizon.Mea
            report: dict[str, Any]) -> None:  # fmt: skip
     out = out_folder(config)
     out.mkdir(parents=True, exist_ok=True)
-    shipped = world_folder(config.run) / SHIPPED_FILE
-    if shipped.is_file():
-        report["against_shipped"] = table.compare(report, json.loads(shipped.read_text()))
     (out / "table.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "table.md").write_text(table.markdown(report) + "\n")
     title = f"{world.config.name}: {config.clips} held-out clips, {config.prompt_frames} frames of prompt"
     plot.write(out / "curves.png", title, measured.curves, measured.control, drifted)
     film.write(out / "film.mp4", clips, measured.dreams, world.config.controls, world.config.fps)
+
+
+def _compare(config: EvalConfig, report: dict[str, Any]) -> None:
+    """Adds to the table how it compares with the shipped one; after all is written, so that nothing here can lose it."""
+    path = world_folder(config.run) / SHIPPED_FILE
+    if not path.is_file():
+        return
+    try:
+        shipped = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); the new table stands in {out_folder(config)}") from None
+    report["against_shipped"] = table.compare(report, shipped)
+    (out_folder(config) / "table.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def out_folder(config: EvalConfig) -> Path:

@@ -1,5 +1,6 @@
 """The film of an evaluation: what happened beside what was dreamed, with the held keys drawn under both."""
 
+import fractions
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ def write(path: Path, clips: Clips, dreams: UInt8[np.ndarray, "n t h w 3"], cont
     """Writes an MP4: the prompt first, then the dream; a clip that ends earlier stays on its last frame, dimmed."""
     import av
 
+    rate = fractions.Fraction(fps).limit_denominator(1000)
     with av.open(str(path), "w") as file:
         stream = None
         for picture in pictures(clips, dreams, controls):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if stream is None:
-                stream = file.add_stream("libx264", rate=max(round(fps), 1), options={"crf": "20", "preset": "fast"})
+                stream = file.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "fast"})
                 stream.width, stream.height, stream.pix_fmt = picture.shape[1], picture.shape[0], "yuv420p"
             for packet in stream.encode(frame):
                 file.mux(packet)

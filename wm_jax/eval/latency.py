@@ -1,4 +1,4 @@
-"""How fast is a world on this machine? Frames a second, step times, host time, memory, and whether age slows it.
+"""How fast is a world on this machine? Frames a second, step times, host time, memory, and what age does to a dream.
 
     python -m wm_jax.eval.latency worlds/coinrun --frames 100000
 
@@ -34,7 +34,7 @@ class LatencyConfig:
 
     world: tyro.conf.Positional[Path]
     """A world folder or a run."""
-    frames: int = 2000
+    frames: int = 10_000
     """How old the dream gets that is compared with one of 100 frames."""
 
 
@@ -52,6 +52,8 @@ class Latency:
       state_mb: What one session occupies, the same for all ages.
       peak_mb: Largest memory of this process.
       grown_mb: What the process grew by while the dream aged.
+      old_not_finite: How many numbers of the old dream's state are infinite or not a number.
+      old_largest_id: Largest frame id in the old dream's ring, the next frame's included: it stays small at every age.
     """
 
     fps: float
@@ -63,6 +65,8 @@ class Latency:
     state_mb: float
     peak_mb: float
     grown_mb: float
+    old_not_finite: int
+    old_largest_id: int
 
 
 def measure(world: World, params: Params, prompt: Prompt, frames: int, bar: rich.progress.Progress) -> Latency:
@@ -76,6 +80,7 @@ def measure(world: World, params: Params, prompt: Prompt, frames: int, bar: rich
     before = _resident_mb()
     old = _age(world, params, old, keys, max(frames - _CHUNK, 0), bar, task)
     grown = _resident_mb() - before
+    broken, largest = not_finite(old), int(old.cache.next.max())  # now: the turns below donate this state
     ratio = _in_turns(world, params, young, old, keys, lambda: bar.advance(task, 2 * _BLOCK))
     fresh = start(world, params, prompt, jax.random.key(2))
     return Latency(
@@ -88,7 +93,14 @@ def measure(world: World, params: Params, prompt: Prompt, frames: int, bar: rich
         state_mb=sum(leaf.nbytes for leaf in jax.tree.leaves(dataclasses.replace(fresh, key=None))) / 1e6,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         grown_mb=grown,
+        old_not_finite=broken,
+        old_largest_id=largest,
     )
+
+
+def not_finite(state: WorldState) -> int:
+    """How many numbers of a state are infinite or not a number."""
+    return sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in jax.tree.leaves(dataclasses.replace(state, key=None)))
 
 
 def _run(world: World, params: Params, state: WorldState, keys: np.ndarray, count: int):
