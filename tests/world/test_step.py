@@ -166,15 +166,19 @@ def test_rebase_changes_no_pixel(tiny: Tiny, prompt, held, dream):
 
 
 def test_a_session_never_grows(tiny: Tiny):
+    """Beyond three rebases: same shapes, same bytes, small ids, finite numbers, and a picture that still moves."""
     state = wm.start(*tiny, wm.Prompt(), jax.random.key(3))
-    sizes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
-    keys, frames = np.zeros((1, 512, 4), bool), None
-    for _ in range(9):
+    sizes = [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in without_key(state)]
+    ring, keys, rebases, before, length = tiny[0].config.dynamics.window_frames, np.zeros((1, 512, 4), bool), 0, 0, 0
+    while rebases <= 3:
         state, frames = wm.rollout(*tiny, state, wm.Controls(keys=keys))
-    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] == sizes
-    assert int(state.frame[0]) == 9 * 512 and int(state.cache.next[0]) < ring_cache.REBASE_FRAMES
-    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in without_key(state))
-    assert frames is not None and frames.std() > 0
+        rebases, before, length = rebases + (int(state.cache.next[0]) < before), int(state.cache.next[0]), length + 512
+        assert before < ring_cache.REBASE_FRAMES and int(state.frame[0]) == length
+        assert sorted(np.asarray(state.cache.frame[0])) == list(range(before - ring, before))
+        assert all(np.isfinite(np.asarray(leaf)).all() for leaf in without_key(state))
+        assert np.any(np.asarray(frames)[:, -1] != np.asarray(frames)[:, -2])
+    assert [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in without_key(state)] == sizes
+    assert length > 3 * ring_cache.REBASE_FRAMES
 
 
 def test_only_stacked_arrays_cross_the_jit_boundary(tiny: Tiny, prompt):
@@ -208,6 +212,34 @@ def test_bad_input_is_refused_with_both_sides(tiny: Tiny, prompt):
     with pytest.raises(ValueError, match="the prompt has 9 frames, world 'tiny' takes 1 to 5"):
         wm.start(*tiny, wm.Prompt(frames=np.zeros((1, 9, 32, 32, 3), np.uint8)), jax.random.key(0))
     assert int(state.frame[0]) == PROMPT  # and the state was not consumed
+
+
+def test_a_key_that_means_something_else_is_refused(tiny: Tiny, prompt):
+    for start in (prompt, wm.Prompt()):
+        with pytest.raises(ValueError, match=r"the key is uint32\[2\], not a typed one: .*jax\.random\.key\(seed\)"):
+            wm.start(*tiny, start, jax.random.PRNGKey(0))
+    with pytest.raises(ValueError, match=r"the key is int\[\], not a typed one"):
+        wm.start(*tiny, prompt, 0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="there are 2 keys for 3 rows: give one key, or one a row"):
+        wm.start(*tiny, prompt, jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match=r"the keys are key<fry>\[2, 3\]: give one key, or one a row"):
+        wm.start(*tiny, prompt, jax.random.split(jax.random.key(0), (2, 3)))
+
+
+def test_a_prompt_of_controls_alone_is_refused(tiny: Tiny):
+    with pytest.raises(ValueError, match=r"controls and no frames: .*Prompt\(\)"):
+        wm.start(*tiny, wm.Prompt(controls=wm.Controls(keys=np.zeros((1, 3, 4), bool))), jax.random.key(0))
+
+
+def test_active_is_a_flag_a_row_and_nothing_else(tiny: Tiny, prompt, held):
+    state = wm.start(*tiny, prompt, jax.random.key(1))
+    now = wm.Controls(keys=held[:, 0])
+    for wrong in (np.ones(2, bool), np.ones((BATCH, 1), bool), True):
+        with pytest.raises(ValueError, match=r"active is \(.*\), this state has 3 rows: it wants \(3,\)"):
+            wm.step(*tiny, state, now, wrong)  # pyright: ignore[reportArgumentType]
+    state, _ = wm.step(*tiny, state, now, np.array([1, 0, 1]))  # pyright: ignore[reportArgumentType]
+    assert state.is_pending.dtype == state.is_known.dtype == bool
+    np.testing.assert_array_equal(state.frame, [PROMPT + 1, PROMPT, PROMPT + 1])
 
 
 def test_prompts_are_picked_by_seed(prompt):

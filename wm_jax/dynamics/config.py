@@ -48,6 +48,14 @@ class DynamicsConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        for name in ("width", "heads", "kv_heads", "head_size", "hidden", "patch", "window_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"dynamics.{name} is {getattr(self, name)}, it must be at least 1")
+        for name in ("recent_frames", "registers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"dynamics.{name} is {getattr(self, name)}, it must be at least 0")
+        if not 0 <= self.context_level <= 1:
+            raise ValueError(f"dynamics.context_level {self.context_level} is not in 0..1 (0 is noise, 1 is clean)")
         if self.heads % self.kv_heads:
             raise ValueError(f"dynamics.heads {self.heads} is no multiple of dynamics.kv_heads {self.kv_heads}")
         if self.head_size % 4:

@@ -1,6 +1,7 @@
 """What a world is, as numbers: written beside its weights, enough to serve it."""
 
 import dataclasses
+import math
 
 from wm_jax.autoencoder import AutoencoderConfig
 from wm_jax.conditioning import ConditioningConfig
@@ -50,6 +51,8 @@ class WorldConfig:
         steps, levels = self.sampler.steps, self.dynamics.levels
         if steps < 1 or steps & (steps - 1) or steps > levels:
             raise ValueError(f"sampler.steps {steps} is no power of two up to dynamics.levels ({levels})")
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps}, it must be a number above 0")
         if not self.controls.keys:
             raise ValueError(f"world {self.name!r} has no keys: nobody could play it")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -41,10 +42,16 @@ class WorldState:
 
 
 def empty(world: World, batch: int = 1, key: jax.Array | None = None) -> WorldState:
-    """A batch of slots that have shown nothing yet; each row gets its own fold of `key`."""
+    """A batch of slots that have shown nothing yet; each row gets its own fold of `key`, or its own of `batch` keys.
+
+    Raises:
+      ValueError: the key is untyped, or there is another number of keys than of rows.
+    """
     config = world.config
     cells = (config.grid[0] // config.dynamics.patch, config.grid[1] // config.dynamics.patch)
     key = jax.random.key(0) if key is None else key
+    if check_key(key) not in (None, batch):
+        raise ValueError(f"there are {key.shape[0]} keys for {batch} rows: give one key, or one a row")
     return WorldState(
         cache=ring_cache.init(config.dynamics, tokens_per_frame(config.dynamics, cells), config.latent_shape, batch),
         decoder=start_decoder(config.autoencoder, config.image, batch),
@@ -56,6 +63,20 @@ def empty(world: World, batch: int = 1, key: jax.Array | None = None) -> WorldSt
         # A copy: the state is donated with every step, the caller's keys are not ours to give away.
         key=jnp.copy(key) if key.ndim else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch)),
     )
+
+
+def check_key(key: Any) -> int | None:
+    """How many rows a key is meant for; None for a single key, which is folded for as many as there are.
+
+    Raises:
+      ValueError: it is no typed key. The two words of an old-style key would pass for the keys of two rows.
+    """
+    found = f"{getattr(key, 'dtype', type(key).__name__)}{list(getattr(key, 'shape', ()))}"
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"the key is {found}, not a typed one: make it by jax.random.key(seed), not by PRNGKey(seed)")
+    if key.ndim > 1:
+        raise ValueError(f"the keys are {found}: give one key, or one a row")
+    return key.shape[0] if key.ndim else None
 
 
 def _slot_axes(state: WorldState) -> WorldState:

@@ -14,7 +14,7 @@ from wm_jax.autoencoder.autoencoder import LATENT_LIMIT, to_bytes
 from wm_jax.dynamics import ring_cache
 from wm_jax.samplers import mix, sample
 from wm_jax.types import Controls, Params, Prompt
-from wm_jax.world.state import WorldState, empty
+from wm_jax.world.state import WorldState, check_key, empty
 from wm_jax.world.world import World
 
 
@@ -34,13 +34,17 @@ class Noise:
 def start(world: World, params: Params, prompt: Prompt, key: jax.Array) -> WorldState:
     """A state that has seen the prompt; `step` then gives the frame after it (the first one without a prompt).
 
-    `key` is one typed key, folded per row, or one key a row.
+    `key` is one typed key (`jax.random.key`), folded per row, or one key a row; without a prompt there are as many rows
+    as keys.
 
     Raises:
-      ValueError: frames of another size or dtype, controls of another width or length, too many frames.
+      ValueError: frames of another size or dtype, controls of another width or length or without frames, too many
+        frames, an untyped key, another number of keys than of rows.
     """
     if prompt.frames is None:
-        return empty(world, key.shape[0] if key.ndim else 1, key)
+        if prompt.controls is not None:
+            raise ValueError("the prompt has controls and no frames: give the frames they led to, or an empty Prompt()")
+        return empty(world, check_key(key) or 1, key)
     frames, keys, is_known = _check_prompt(world, prompt)
     return _start(world, params, frames, keys, is_known, empty(world, frames.shape[0], key))
 
@@ -57,10 +61,10 @@ def step(
     A session that is not active keeps its state, key and clock to the bit; its frame means nothing.
 
     Raises:
-      ValueError: the controls have another number of keys or rows than the world and its state.
+      ValueError: the controls have another number of keys or rows than the world and its state, or `active` has.
     """
     keys = check_keys(world, controls.keys, state.frame.shape[0])
-    active = jnp.ones(state.frame.shape, bool) if active is None else jnp.asarray(active)
+    active = jnp.ones(state.frame.shape, bool) if active is None else _check_active(active, state.frame.shape[0])
     return compiled_step(world, params, state, keys, active)
 
 
@@ -139,6 +143,15 @@ def check_keys(world: World, keys: Any, *rows: int) -> jax.Array:
     if keys.shape[:-1] != tuple(rows):
         raise ValueError(f"controls are {keys.shape}, this state wants {(*rows, len(known.keys))}")
     return keys.astype(bool)
+
+
+def _check_active(active: Any, rows: int) -> jax.Array:
+    """As booleans `[rows]`, or a refusal that names both sides."""
+    active = jnp.asarray(active)
+    if active.shape != (rows,):
+        raise ValueError(f"active is {active.shape}, this state has {rows} rows: it wants {(rows,)}")
+    # Integers are the same to `where`, but would turn the flags of the state into integers.
+    return active.astype(bool)
 
 
 def _check_prompt(world: World, prompt: Prompt):
