@@ -20,7 +20,7 @@ from wm_jax.serving.config import ServeConfig
 
 @dataclasses.dataclass
 class Server:
-    """A running server, and a client that knows only serving.md: nothing of ours but JSON, struct and websockets."""
+    """A running server, and a client that knows only the text of wm.v1: nothing of ours but JSON, struct, websockets."""
 
     url: str
     world: wm.World

@@ -1,12 +1,13 @@
 """The latch: what is pressed counts in a frame that is known at once."""
 
-from typing import Literal
+import asyncio
+from typing import Literal, cast
 
 import numpy as np
 import pytest
 
-from wm_jax.serving.outbox import Outbox
-from wm_jax.serving.protocol import Action, ErrorCode, Held, Refusal, Step
+from wm_jax.serving.outbox import EncodedFrame, Outbox, Spent
+from wm_jax.serving.protocol import Action, ErrorCode, Held, Refusal, Step, unpack_frames
 from wm_jax.serving.session import MAX_WAITING_STEPS, Opening, Session
 from wm_jax.types import ControlSpace, KeyBinding
 
@@ -15,6 +16,10 @@ KEYS = ControlSpace((KeyBinding("ArrowLeft", "left"), KeyBinding("ArrowRight", "
 
 def session(mode: Literal["realtime", "stepped"] = "realtime") -> Session:
     return Session(KEYS, 30.0, Outbox(None if mode == "stepped" else 2), Opening(5), mode=mode, max_step_frames=16)
+
+
+def ask(to: Session, step_id: int, **fields) -> int:
+    return to.ask(Step(type="step", step_id=step_id, **fields))
 
 
 def press(to: Session, **fields) -> int:
@@ -111,6 +116,73 @@ def test_a_step_id_is_not_used_for_two_things():
     with pytest.raises(Refusal, match="other content"):
         player.ask(Step(type="step", step_id=1, n=3))
     assert sum(player.take() is not None for _ in range(4)) == 2
+
+
+def scripted(launched_between: int) -> tuple[list[int], list[tuple]]:
+    """One event log, with a device that is this fast between the events: the acks, and all that decides the frames."""
+    player, turns = session("stepped"), []
+
+    def launch(count: int) -> None:
+        turns.extend(turn for turn in (player.take() for _ in range(count)) if turn is not None)
+
+    acks = []
+    for say in (
+        lambda: ask(player, 1, n=3, actions=[Held(held=["ArrowLeft"]), Held(held=["Space"])]),
+        lambda: ask(player, 2, n=2),
+        lambda: player.restart(seed=9),
+        lambda: ask(player, 3, n=2),
+        lambda: press(player, held=["ArrowRight"], event_id="e"),
+        lambda: ask(player, 4, n=2),
+        lambda: player.restart(source="real"),
+        lambda: ask(player, 5, n=2, actions=[Held(held=[])]),
+        lambda: ask(player, 2, n=2),
+    ):
+        acks.append(say())
+        launch(launched_between)
+    player.release_keys()
+    acks.append(ask(player, 6))
+    launch(99)
+    return acks, [(turn.frame_id, turn.step_id, turn.keys.tolist(), turn.source, turn.opening) for turn in turns]
+
+
+def test_a_stepped_session_is_what_was_asked_of_it_however_fast_the_device_is():
+    acks, turns = scripted(launched_between=0)
+    assert [scripted(count) for count in (1, 2, 99)] == [(acks, turns)] * 3
+    assert acks == [0, 3, 5, 5, 7, 7, 9, 9, 3, 11]
+    left, right, fire, none = [True, False, False], [False, True, False], [False, False, True], [False] * 3
+    assert [turn[2] for turn in turns] == [left, *[fire] * 6, *[right] * 2, *[none] * 3]
+    assert [turn[4] for turn in turns if turn[4] is not None] == [Opening(5), Opening(9), Opening(9)]
+    assert [turn[0] for turn in turns if turn[4] is not None] == [0, 5, 9]
+    assert [turn[3] for turn in turns] == ["dream"] * 9 + ["real"] * 3
+
+
+def test_a_stepped_session_refuses_an_action_at_a_frame():
+    player = session("stepped")
+    with pytest.raises(Refusal, match="stepped.*frame 3.*realtime") as refusal:
+        press(player, held=["Space"], at=3, event_id="e")
+    assert (refusal.value.code, refusal.value.param, refusal.value.event_id) == (ErrorCode.WRONG_MODE, "at", "e")
+
+
+def test_stepped_frames_are_sent_in_order_whoever_makes_them():
+    player = session("stepped")
+    ask(player, 1, n=3)
+    player.is_connected = True
+    for frame_id in (1, 2, 0):
+        player.show(EncodedFrame(b"pixels", "raw", 1, 2, frame_id, 0.0, None, None, 1, Spent()))
+
+    async def sent() -> list[int]:
+        return [unpack_frames(cast(bytes, await player.outbox.next()))[0].frame_id for _ in range(3)]
+
+    assert asyncio.run(sent()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fps", "max_fps", "stride"), [(30.0, None, 1), (30.0, 60.0, 1), (30.0, 10.0, 3), (30.0, 25.0, 2), (17.5, 15.0, 2)]
+)
+def test_no_more_frames_are_sent_than_the_client_allows(fps, max_fps, stride):
+    player = Session(KEYS, fps, Outbox(2), Opening(5), max_fps=max_fps)
+    assert player.stride == stride
+    assert max_fps is None or fps / player.stride <= max_fps
 
 
 def test_waiting_steps_are_bounded():

@@ -1,4 +1,4 @@
-"""The WebSocket half of wm.v1, spoken by a client that was written from serving.md alone."""
+"""The WebSocket half of wm.v1, spoken by a client that was written from the text of the protocol alone."""
 
 import itertools
 import json
@@ -107,6 +107,36 @@ def test_stepped_mode_equals_rollout(talk, server):
     _, rolled = wm.rollout(server.world, server.params, state, wm.Controls(keys[None]))
     difference = np.abs(shown.astype(int) - np.asarray(rolled)[0])
     assert difference.max() <= 1 and difference.mean() < 0.01, "a scan, and a batch, round a little differently"
+
+
+def test_the_same_events_give_the_same_frames_however_fast_they_come(server):
+    def play(waits: bool) -> tuple[list[bytes], list[int]]:
+        with server.connect(server.create(mode="stepped", media={"codec": "raw"})) as socket:
+            talk = server.talk(socket)
+            for event in (
+                {"kind": "step", "step_id": 1, "n": 12, "actions": [["ArrowUp"]]},
+                {"kind": "control", "op": "reset", "seed": 7, "event_id": 2},
+                {"kind": "action", "held": ["ArrowLeft"], "event_id": 3},
+                {"kind": "step", "step_id": 4, "n": 6},
+            ):
+                talk.send(**event)
+                if waits and event["kind"] == "step":
+                    talk.wait_for_frames(event["n"])
+            while len(talk.frames) < 18:
+                talk.receive()
+            acks = [said["applied_at_frame"] for said in talk.messages if said["type"] == "ack"]
+            return [payload for _, payload in talk.frames], acks
+
+    hasty, patient = play(waits=False), play(waits=True)
+    assert hasty == patient
+    assert hasty[1] == [0, 12, 12, 12]
+
+
+@stepped
+def test_an_action_at_a_frame_is_refused_in_stepped_mode(talk):
+    talk.send("action", held=[], at=2, event_id=4)
+    error = talk.wait_for("error")
+    assert (error["code"], error["param"], error["event_id"]) == ("wrong_mode", "at", 4)
 
 
 @stepped

@@ -132,7 +132,7 @@ class Batcher:
         self._arcade.close()
 
     def wake(self) -> None:
-        """Something changed that may be work: a step, a resume, a newcomer."""
+        """Something changed that may be work: a step, room for its frames, a resume, a newcomer."""
         self._bell.put(None)
 
     @property

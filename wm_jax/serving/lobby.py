@@ -82,7 +82,7 @@ class Lobby:
         session = Session(
             self._controls,
             self._fps,
-            Outbox(None if body.mode == "stepped" else self.config.credit_window),
+            Outbox(None if body.mode == "stepped" else self.config.credit_window, self.batcher.wake),
             opening,
             mode=body.mode,
             source=body.source,
@@ -161,7 +161,7 @@ class Lobby:
             code=session.failure,
             mode=session.mode,
             source=session.source,
-            frames=session.next_frame,
+            frames=session.frames,
             dropped=session.outbox.dropped,
             seconds=round(time.monotonic() - session.started_at, 3),
         )
@@ -177,7 +177,7 @@ class Lobby:
         self.batcher.evict(session)
         if place.connection is not None:
             seconds = round(time.monotonic() - session.started_at, 3)
-            place.connection.finish(SessionEnded(reason=reason, frames=session.next_frame, seconds=seconds), code)
+            place.connection.finish(SessionEnded(reason=reason, frames=session.frames, seconds=seconds), code)
 
     async def sweep_forever(self) -> None:
         """Ends what nobody came for, nobody came back to, or nobody speaks to."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from wm_jax.serving.protocol import (
@@ -53,11 +54,13 @@ class Outbox:
     """Used by the event loop alone.
 
     With a credit window, at most that many frames are on their way and at most one waits: a newer frame replaces the
-    waiting one, which counts as dropped. Without a window (stepped mode) every frame waits its turn.
+    waiting one, which counts as dropped. Without a window (stepped mode) every frame waits its turn, and `on_room` is
+    called whenever stepped frames may be made again after they might not.
     """
 
-    def __init__(self, credit_window: int | None) -> None:
+    def __init__(self, credit_window: int | None, on_room: Callable[[], None] = lambda: None) -> None:
         self.credit_window = credit_window
+        self._on_room = on_room
         self.dropped = 0
         self._messages: deque[str] = deque()
         self._frames: deque[EncodedFrame] = deque()
@@ -113,7 +116,7 @@ class Outbox:
             if self._messages:
                 return self._messages.popleft()
             if self._frames and self._has_credit():
-                return self._pack(self._frames.popleft())
+                return self._pack(self._take_frame())
             self._wake.clear()
             await self._wake.wait()
 
@@ -122,6 +125,13 @@ class Outbox:
         words = list(self._messages)
         self._messages.clear()
         return words
+
+    def _take_frame(self) -> EncodedFrame:
+        was_full = self.is_full
+        frame = self._frames.popleft()
+        if was_full and not self.is_full:
+            self._on_room()
+        return frame
 
     def _has_credit(self) -> bool:
         return self.credit_window is None or self._sent - self._acked < self.credit_window

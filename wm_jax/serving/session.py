@@ -1,10 +1,13 @@
 """One player: the latch that keys fall into, the clock of frames, and the outbox that frames leave by.
 
 The event loop writes the latch, the device thread reads it just before each launch; a small lock is their only meeting
-place. A control is resolved to a frame index the moment it arrives: the index of the next frame not yet launched.
+place. A control is resolved to a frame index the moment it arrives: in realtime the index of the next frame not yet
+launched, in stepped mode that of the first frame no step has asked for. So a stepped session is what was asked of it,
+in that order, however fast the device is.
 """
 
 import dataclasses
+import math
 import secrets
 import threading
 import time
@@ -56,10 +59,18 @@ class Turn(NamedTuple):
 
 @dataclasses.dataclass
 class _StepWork:
-    """A step being made or kept: its rows, how many are launched, and the frames so far."""
+    """A step being made or kept: all that decides its frames, how many are launched, and the frames so far.
+
+    Attributes:
+      first: Index of its first frame.
+      opening: Start anew with this before the first frame, if given.
+    """
 
     request: Step
     rows: list[Bool[Any, " keys"]]
+    first: int
+    source: Source
+    opening: Opening | None
     launched: int = 0
     frames: list[EncodedFrame] = dataclasses.field(default_factory=list[EncodedFrame])
 
@@ -69,8 +80,8 @@ class Session:
 
     Attributes:
       id: Unguessable name.
-      status: One of `starting, ready, running, paused, draining, ended, failed`.
-      stride: Every how many frames one is sent (`media.max_fps`).
+      source: What the next frame shows that no step has asked for yet.
+      stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
     """
 
     def __init__(
@@ -95,13 +106,13 @@ class Session:
         self.fps = fps
         self.outbox = outbox
         self.opening = opening
-        self.stride = 1 if max_fps is None else max(1, round(fps / max_fps))
-        self.is_seated = False
+        self.stride = 1 if max_fps is None else max(1, math.ceil(fps / max_fps))
         self.is_connected = False
         self.is_paused = False
         self.failure: ErrorCode | None = None
         self.started_at = time.monotonic()
         self._newest_shown = -1
+        self._early: dict[int, EncodedFrame] = {}
         self._columns = {code: index for index, code in enumerate(controls.codes)}
         self._max_step_frames = max_step_frames
         self._lock = threading.Lock()
@@ -111,6 +122,7 @@ class Session:
         self._pressed_at: float | None = None
         self._scheduled: dict[int, Action] = {}
         self._next_frame = 0
+        self._asked = 0
         self._restart: Opening | None = opening
         self._steps: deque[_StepWork] = deque()
         self._kept: OrderedDict[EventId, _StepWork] = OrderedDict()
@@ -118,17 +130,25 @@ class Session:
     # ---- the event loop's side
 
     @property
-    def next_frame(self) -> int:
-        """Index of the next frame not yet launched."""
+    def frames(self) -> int:
+        """How many frames are launched."""
         return self._next_frame
 
+    @property
+    def next_frame(self) -> int:
+        """Index of the first frame that can still be changed: not launched, and asked for by no step."""
+        return self._asked if self.mode == "stepped" else self._next_frame
+
     def press(self, action: Action) -> int:
-        """Latches an action; the frame it will first count in.
+        """Latches an action; the frame it will first count in. In stepped mode it holds for steps without actions.
 
         Raises:
-          Refusal: a key this world does not have, a row of another length, or an input it does not listen to.
+          Refusal: a key this world does not have, a row of another length, an input it does not listen to, or a
+            frame named in stepped mode.
         """
         keys = self._row(action, action.event_id)
+        if self.mode == "stepped":
+            return self._press_between_steps(keys, action)
         with self._lock:
             if action.at == "next" or action.at <= self._next_frame:
                 self._latch(keys, action)
@@ -158,36 +178,47 @@ class Session:
         known = self._kept.get(step.step_id)
         if known is not None:
             return self._replay(known, step)
-        work = _StepWork(step, self._step_rows(step))
+        work = _StepWork(step, self._step_rows(step), self._asked, self.source, self._restart)
         with self._lock:
             if len(self._steps) >= MAX_WAITING_STEPS:
                 raise Refusal(ErrorCode.BUSY, f"{MAX_WAITING_STEPS} steps are waiting already", event_id=step.step_id)
-            first = self._next_frame + sum(len(waiting.rows) - waiting.launched for waiting in self._steps)
             self._steps.append(work)
+        self._restart = None
+        self._keys = work.rows[-1]
+        self._asked += len(work.rows)
         self._kept[step.step_id] = work
         while len(self._kept) > MAX_WAITING_STEPS + KEPT_STEPS:
             self._kept.popitem(last=False)
-        return first
+        return work.first
 
     def restart(self, seed: int | None = None, source: Source | None = None) -> int:
-        """Starts anew before the next frame; its index. Without a seed: the same dream again."""
+        """Starts anew before `next_frame`, which it returns. Without a seed: the same dream again."""
         with self._lock:
             self.source = source or self.source
             if seed is not None and seed != self.opening.seed:
                 self.opening = Opening(seed, image=self.opening.image)
             self._restart = self.opening
-            return self._next_frame
+            return self.next_frame
 
     def release_keys(self) -> None:
-        """Nothing is held any more: the player is gone."""
+        """Nothing is held any more: the player is gone. A stepped session obeys its steps alone, connected or not."""
+        if self.mode == "stepped":
+            return
         with self._lock:
             self._keys = np.zeros(len(self._columns), bool)
             self._scheduled.clear()
 
     def show(self, frame: EncodedFrame) -> None:
-        """Hands a finished frame to the outbox, and keeps it if a step asked for it."""
-        if self.mode == "realtime" and frame.frame_id <= self._newest_shown:
-            return  # a real game and a dream are made by two threads: at a switch one may overtake the other
+        """Hands a finished frame to the outbox, in order, and keeps it if a step asked for it."""
+        # A real game and a dream are made by two threads: at a switch one may overtake the other.
+        if self.mode == "stepped":
+            self._early[frame.frame_id] = frame
+            while (following := self._early.pop(self._newest_shown + 1, None)) is not None:
+                self._show(following)
+        elif frame.frame_id > self._newest_shown:
+            self._show(frame)
+
+    def _show(self, frame: EncodedFrame) -> None:
         self._newest_shown = frame.frame_id
         work = None if frame.step_id is None else self._kept.get(frame.step_id)
         if work is not None:
@@ -210,13 +241,9 @@ class Session:
     def take(self) -> Turn | None:
         """What this session wants of the frame about to be launched; None: nothing."""
         with self._lock:
-            step_id: EventId | None = None
             if self.mode == "stepped":
-                if not self._steps or self.outbox.is_full:
-                    return None
-                step_id = self._take_step_row()
-            elif self._scheduled:
-                self._apply_scheduled()
+                return None if not self._steps or self.outbox.is_full else self._take_of_step()
+            self._apply_scheduled()
             turn = Turn(
                 self._keys,
                 self.source,
@@ -224,7 +251,7 @@ class Session:
                 self._next_frame,
                 self._event_id,
                 self._client_ts,
-                step_id,
+                None,
                 time.perf_counter(),
                 self._pressed_at,
             )
@@ -234,6 +261,18 @@ class Session:
             return turn
 
     # ---- inside
+
+    def _press_between_steps(self, keys: Bool[Any, " keys"], action: Action) -> int:
+        if action.at != "next":
+            raise Refusal(
+                ErrorCode.WRONG_MODE,
+                f"this session is stepped: keys of frame {action.at} go into the `actions` of the step that makes it; "
+                'an action at a frame is for mode "realtime"',
+                param="at",
+                event_id=action.event_id,
+            )
+        self._keys = keys
+        return self._asked
 
     def _latch(self, keys: Bool[Any, " keys"], action: Action) -> None:
         self._keys = keys
@@ -248,15 +287,25 @@ class Session:
             action = self._scheduled.pop(frame)
             self._latch(self._row(action, action.event_id), action)
 
-    def _take_step_row(self) -> EventId:
+    def _take_of_step(self) -> Turn:
         work = self._steps[0]
-        self._keys = work.rows[work.launched]
-        self._event_id = work.request.step_id if work.request.event_id is None else work.request.event_id
-        self._client_ts = work.request.client_ts
+        request = work.request
+        turn = Turn(
+            work.rows[work.launched],
+            work.source,
+            work.opening if work.launched == 0 else None,
+            self._next_frame,
+            request.step_id if request.event_id is None else request.event_id,
+            request.client_ts,
+            request.step_id,
+            time.perf_counter(),
+            None,
+        )
+        self._next_frame += 1
         work.launched += 1
         if work.launched == len(work.rows):
             self._steps.popleft()
-        return work.request.step_id
+        return turn
 
     def _replay(self, known: _StepWork, step: Step) -> int:
         if (known.request.actions, known.request.n) != (step.actions, step.n):
@@ -268,7 +317,7 @@ class Session:
             )
         for frame in known.frames:
             self.outbox.put_frame(frame)
-        return known.frames[0].frame_id if known.frames else self._next_frame
+        return known.first
 
     def _step_rows(self, step: Step) -> list[Bool[Any, " keys"]]:
         count = step.n if step.n is not None else max(1, len(step.actions))
