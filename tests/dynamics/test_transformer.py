@@ -154,22 +154,23 @@ def test_an_unseen_frame_in_flight_is_invisible_to_the_next():
     np.testing.assert_array_equal(second(latents[:, 0]), second(latents[:, 5]))
 
 
+@pytest.mark.parametrize("is_forced", [False, True], ids=["forcing_by_diffusion", "forcing_by_the_teacher"])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_future_controls_cannot_change_the_past(name):
-    _, model, embedder = make(PATTERNS[name])
+def test_future_controls_cannot_change_the_past(name, is_forced):
+    """By neither door of the conditions, whether frames see the noisy ones before them or the remembered ones."""
+    config, model, embedder = make(PATTERNS[name])
     latents, keys = clip()
-    level = jnp.full((BATCH, FRAMES), 3)
-    conditions = embedder(keys, jnp.ones(keys.shape[:2], bool))
+    level, segment = jnp.full((BATCH, FRAMES), 3), jnp.zeros((BATCH, FRAMES), jnp.int32)
+    remembered = (latents[:, ::-1], jnp.full_like(level, config.context_index)) if is_forced else None
 
-    def past(tokens):
-        given = dataclasses.replace(conditions, tokens=tokens)
-        segment = jnp.zeros((BATCH, FRAMES), jnp.int32)
-        guess = model.denoise_clip(latents, level, jnp.full_like(level, 4), given, segment)
+    def early(conditions):
+        guess = model.denoise_clip(latents, level, jnp.full_like(level, 4), conditions, segment, remembered)
         return jnp.sum(guess[:, :7] ** 2)
 
-    gradient = jax.jit(jax.grad(past))(conditions.tokens)
-    assert float(jnp.abs(gradient[:, 7:]).max()) == 0.0
-    assert float(jnp.abs(gradient[:, :7]).min(axis=(0, 2, 3)).max()) > 0.0
+    gradient = jax.jit(jax.grad(early))(embedder(keys, jnp.ones(keys.shape[:2], bool)))
+    for door in (gradient.tokens[:, :, 0], gradient.modulation):
+        assert float(jnp.abs(door[:, 7:]).max()) == 0.0
+        assert np.all(np.abs(door[:, :7]).max(axis=(0, 2)) > 0.0)
 
 
 def test_the_window_ends_where_it_says():
@@ -203,6 +204,21 @@ def test_a_config_that_cannot_be_is_refused_with_both_sides():
         DynamicsConfig(levels=12)
     with pytest.raises(ValueError, match="no dynamics size 'huge'"):
         DynamicsConfig.size("huge")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("window_frames", 0, "is 0, it must be at least 1"),
+        ("kv_heads", 0, "is 0, it must be at least 1"),
+        ("recent_frames", -1, "is -1, it must be at least 0"),
+        ("context_level", 5.0, r"5.0 is not in 0\.\.1"),
+        ("context_level", float("nan"), r"nan is not in 0\.\.1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_range(field, value, message):
+    with pytest.raises(ValueError, match=rf"dynamics\.{field} {message}"):
+        dataclasses.replace(DynamicsConfig(), **{field: value})
 
 
 def test_the_clean_row_is_never_fed():
