@@ -1,7 +1,7 @@
-# The commands that do all the set-up on a machine with only make and Python 3.11+ (uv is used if it is there).
+# The commands that do all the set-up on a machine with only make and Python 3.11, 3.12 or 3.13 (uv is used if it is there).
 #
 #   make play        a served world in your browser: http://localhost:8000
-#   make test        ruff, pyright, the import contract and the tests
+#   make test        ruff, pyright, the import contract and the tests; Python 3.11 or 3.12, brings Chromium if there is none
 #   make test-core   the core tests only; with PYTHON=3.11 in their own .venv-3.11
 #   make games       the real games into .venv (CoinRun, ViZDoom, Atari): to record, or to switch between real and dream
 #   make install     everything into .venv: games, TensorBoard, test tools
@@ -16,16 +16,27 @@ WORLD ?= worlds/coinrun
 PORT ?= 8000
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 VENV ?= .venv
 BIN = $(VENV)/bin
 export MAKECMDGOALS
 
-.PHONY: play test lint pytest test-core games install readme lock
+.PHONY: play test plays-coinrun chromium lint pytest test-core games install readme lock
 
 play: $(VENV)/.play
 	$(BIN)/python serve.py $(WORLD) --port $(PORT)
 
-test: lint pytest
+test: plays-coinrun lint chromium pytest
+
+plays-coinrun: $(BIN)/python
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || { echo \
+	    "The tests play CoinRun, and procgen has no wheel for the Python 3.13 of $(VENV): make test VENV=.venv-3.12" \
+	    "PYTHON=3.12 tests beside it, make test-core leaves CoinRun out." >&2; exit 1; }
+
+# For the test that plays the served page. Where this fails that test says so; the others need no browser.
+chromium: $(VENV)/.test
+	@test -n "$(CHROMIUM)" || $(BIN)/playwright install --no-shell chromium || \
+	    echo "No Chromium on PATH, and playwright could not bring one: the page test will say so." >&2
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

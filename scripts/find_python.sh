@@ -1,14 +1,14 @@
 #!/bin/sh
 # Prints the Python that the Makefile builds its .venv from: find_python.sh [PYTHON]
-# PYTHON is a command, a path or a version such as 3.11. Without it: 3.12, else 3.11, else 3.13 (CoinRun has no wheel for
-# 3.13), in PATH or installed by pyenv or uv, activated or not. Without uv, only one that can make a venv by itself counts.
+# PYTHON is a command, a path or a version: 3.11, 3.12 or 3.13, for which the lock files are made. Without it: 3.12, else
+# 3.11, else 3.13 (CoinRun has no wheel for 3.13), in PATH or installed by pyenv or uv, activated or not. Without uv, only one that can make a venv by itself counts.
 
 if command -v uv >/dev/null 2>&1; then uv=yes needs=sys; else uv="" needs=ensurepip; fi
 
 runs() {
     "$1" -c "import $needs, sys, venv
 version = '%d.%d' % sys.version_info[:2]
-sys.exit(sys.version_info < (3, 11) or version != ('$2' or version))" >/dev/null 2>&1
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) or version != ('$2' or version))" >/dev/null 2>&1
 }
 
 found() { "$1" -c 'import sys; print(sys.executable)'; }
@@ -28,11 +28,11 @@ case "$1" in
     "") ;;
     3.[0-9]*)
         find_version "$1" && exit 0
-        echo "No usable Python $1 in PATH, pyenv or uv (wm_jax needs 3.11 or newer). Give a path: PYTHON=/path/to/python3" >&2
+        echo "No usable Python $1 in PATH, pyenv or uv (wm_jax needs 3.11, 3.12 or 3.13). Give a path: PYTHON=/path/to/python3" >&2
         exit 1 ;;
     *)
         if runs "$1" ""; then found "$1"; exit 0; fi
-        echo "PYTHON=$1 does not run, is older than Python 3.11, or lacks the venv module (Debian: python3-venv)." >&2
+        echo "PYTHON=$1 does not run, is not Python 3.11, 3.12 or 3.13, or lacks the venv module (Debian: python3-venv)." >&2
         exit 1 ;;
 esac
 

@@ -118,8 +118,28 @@ def test_the_makefile_takes_the_python_it_is_given(root: Path) -> None:
     assert subprocess.run(finder, capture_output=True, text=True, check=True).stdout.strip() == sys.executable
 
 
-@pytest.mark.parametrize("wanted", ["3.10", "no_such_python"])
+@pytest.mark.parametrize("wanted", ["3.10", "3.14", "no_such_python"])
 def test_the_makefile_refuses_a_python_it_cannot_use(root: Path, wanted: str) -> None:
     finder = ["sh", str(root / "scripts" / "find_python.sh"), wanted]
     done = subprocess.run(finder, check=False, capture_output=True, text=True)
-    assert done.returncode == 1 and wanted in done.stderr and "3.11" in done.stderr
+    assert done.returncode == 1 and wanted in done.stderr and "3.11, 3.12 or 3.13" in done.stderr
+
+
+@pytest.mark.parametrize("minor", [12, 13])
+def test_make_test_needs_a_python_that_plays_coinrun(root: Path, tmp_path: Path, minor: int) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"  # judges the version as a Python 3.<minor> would
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, {minor}); $2"\n')
+    python.chmod(0o755)
+    make = ["make", "-C", str(root), "plays-coinrun", f"VENV={tmp_path}"]
+    done = subprocess.run(make, check=False, capture_output=True, text=True)
+    assert (done.returncode == 0) == (minor < 13)
+    assert ("no wheel for the Python 3.13" in done.stderr) == (minor == 13)
+
+
+@pytest.mark.parametrize("chromium", ["", "there-is-one"])
+def test_make_test_brings_a_browser_where_there_is_none(root: Path, chromium: str) -> None:
+    make = ["make", "-C", str(root), "--dry-run", "test", "VENV=.venv", f"CHROMIUM={chromium}"]
+    steps = subprocess.run(make, check=True, capture_output=True, text=True).stdout
+    assert f'test -n "{chromium}" || .venv/bin/playwright install --no-shell chromium' in steps
+    assert steps.index("playwright install") < steps.index("pytest")

@@ -1,8 +1,17 @@
-"""Every command and every snippet that the README and the docs show, run at a small size in a folder of their own."""
+"""Every command and every snippet that the README and the docs show in a block, run at a small size in a folder of their own.
 
+Three things are too long for a test. The set-up that `make play` and `make test` begin with (a `.venv`, packages from an
+index): CI does it, and this process runs in its result. The tests that `make test` ends with: they are this very run. And
+the download behind the `pip` line: pip reads the lock file and says whether all of it is installed.
+What stands inside a sentence is not run; it must exist.
+"""
+
+import ast
 import contextlib
+import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +26,14 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FEW_STEPS = "--steps 2 --log-every 1 --picture-every 2 --save-every 2"
 FEW_CLIPS = "--clips 2 --rows 2 --films 1 --horizons 1 4 --drift-frames 0 --latency-frames 0 --held-out-frames 600"
 
-# What a page shows -> what is run here, in this order. `make` itself is only asked what it would do: what it would do is
-# the other lines, or this very test run.
+# The environment of this process stands for the one that make would set up: only what follows the set-up is run.
+AS_INSTALLED = f"VENV={sys.prefix} --old-file={sys.prefix}/.play"
+ALL_INSTALLED = ("{} --dry-run --no-index" if importlib.util.find_spec("pip") else  # uv makes environments without pip
+                 f"uv pip install --python {sys.executable} --offline --dry-run --no-deps -r requirements/games.txt")  # fmt: skip
+
+# What a page shows -> what is run here, in this order.
 SMALL = {
-    "make play": "make --dry-run play",
+    "make play": f"SERVE make play {AS_INSTALLED}",
     "python -m wm_jax.data.record --env bouncing_ball --frames 60000 --out episodes/bouncing_ball":
         "python -m wm_jax.data.record --env bouncing_ball --frames 1200 --out episodes/bouncing_ball",
     "python -m wm_jax.data.record --env bouncing_ball --frames 6000 --split held_out --out episodes/bouncing_ball_held_out":
@@ -43,7 +56,7 @@ SMALL = {
     "python -m wm_jax.eval worlds/coinrun": "{} " + FEW_CLIPS,
     "make test": "make --dry-run test",
     "python -m wm_jax.data.inspect episodes/my_game --out report/my_game": "{}",
-    "python -m pip install --no-deps -r requirements/games.txt": "test -s requirements/games.txt",
+    "python -m pip install --no-deps -r requirements/games.txt": ALL_INSTALLED,
 }  # fmt: skip
 
 
@@ -77,9 +90,11 @@ def run(command: str, folder: Path) -> str:
 @contextlib.contextmanager
 def serving(command: str, folder: Path) -> Iterator[None]:
     """A server that is up, and that ends well when told to stop."""
-    words = [sys.executable, "-u", *command.split()[1:]]
-    log = folder / "serve.log"
-    with log.open("w") as out, subprocess.Popen(words, cwd=folder, stdout=out, stderr=out) as server:
+    tool, *words = command.split()
+    # make tells its server to stop, waits for it, and then ends by the same signal.
+    words, well = ([tool, *words], -signal.SIGTERM) if tool == "make" else ([sys.executable, *words], 0)
+    log, env = folder / "serve.log", {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as out, subprocess.Popen(words, cwd=folder, env=env, stdout=out, stderr=out) as server:
         try:
             while "play it at" not in log.read_text():
                 assert server.poll() is None, log.read_text()
@@ -87,7 +102,7 @@ def serving(command: str, folder: Path) -> Iterator[None]:
                     server.wait(0.2)
             yield
             server.terminate()
-            assert server.wait(60) == 0, log.read_text()
+            assert server.wait(60) == well, log.read_text()
         finally:
             server.kill()
 
@@ -98,9 +113,41 @@ def free_port() -> int:
         return asked.getsockname()[1]
 
 
-def test_every_command_shown_is_run_here() -> None:
+def test_every_command_of_a_block_has_its_small_one_here() -> None:
     shown = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
     assert list(dict.fromkeys(shown)) and set(shown) == set(SMALL)
+
+
+def test_every_command_inside_a_sentence_exists() -> None:
+    """Targets of make, modules after `python -m`, and files of the repository."""
+    text = re.sub(r"^```.*?^```", "", "\n".join(page.read_text() for page in PAGES), flags=re.MULTILINE | re.DOTALL)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = [word for span in spans if (found := re.search(r"(?:^|=\S+ )make ([a-z].*)", span))
+            for word in found[1].split('"')[0].split() if "=" not in word]  # fmt: skip
+    asked = [found[1] for span in spans if (found := re.match(r"python -m (\S+)", span))]
+    roots = (
+        "wm_jax/",
+        "pallas_kernels/",
+        "configs/",
+        "docs/",
+        "examples/",
+        "scripts/",
+        "tests/",
+        "requirements/",
+        ".ci/",
+    )
+    files = [span for span in spans if span.startswith(roots) and not re.search(r"[<*\s]", span)]
+    assert {"play", "test"} <= set(made) and asked and len(files) > 20, "nothing was found to check"
+    assert not set(made) - targets, "no such target in the Makefile"
+    assert not [module for module in asked if importlib.util.find_spec(module) is None]
+    assert not [name for name in files if not (ROOT / name).exists()]
+
+
+def test_the_docstring_of_each_config_holds_its_command() -> None:
+    configs = sorted(ROOT.glob("configs/*/*.py"))
+    signs = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in configs}
+    assert configs and not [p for p in configs if f"python train.py {p.relative_to(ROOT)}" not in signs[p]]
 
 
 @pytest.mark.slow
@@ -119,7 +166,7 @@ def test_the_command_runs(shown: str, folder: Path) -> None:
         return
     server, *then = command.removeprefix("SERVE ").split(" && ")
     if "--port" not in server:
-        server += f" --port {free_port()}"
+        server += f" PORT={free_port()}" if server.startswith("make") else f" --port {free_port()}"
     with serving(server, folder):
         for client in then:
             run(client, folder)
