@@ -14,7 +14,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 import wm_jax as wm
-from wm_jax.serving.app import Service, listen, make_app, make_server
+from wm_jax.serving.app import Service, bind, make_app, make_server
 from wm_jax.serving.config import ServeConfig
 
 
@@ -102,7 +102,7 @@ def server() -> Iterator[Server]:
     world, params = wm.tiny_world(0)
     config = ServeConfig(port=0, slots=2, drain_s=0.2, max_step_frames=64)
     app = make_app(config, world, params, tiny_prompts())
-    with listen(config) as sock:
+    with bind(config) as sock:
         uvicorn = make_server(config, app)
         thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [sock]})
         thread.start()

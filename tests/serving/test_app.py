@@ -2,6 +2,8 @@
 
 import base64
 import io
+import struct
+import zlib
 
 import httpx
 import numpy as np
@@ -17,6 +19,14 @@ def png(width: int, height: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(buffer, "png")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def boastful_png(side: int) -> str:
+    """A PNG of a few bytes whose header claims a huge square."""
+    data = bytearray(base64.b64decode(png(1, 1)))
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return base64.b64encode(data).decode()
 
 
 def test_health_readiness_and_models_tell_the_world(server):
@@ -66,6 +76,8 @@ def test_a_full_server_says_when_to_come_again(server):
         ({"init": {"seed": -1}}, 422, "bad_message", "seed"),
         ({"init": {"prompt": 99}}, 422, "unsupported", "ships 3"),
         ({"init": {"image": png(16, 8)}}, 422, "wrong_image", "16x8 pixels, this world dreams 32x32"),
+        ({"init": {"image": boastful_png(12_000)}}, 422, "wrong_image", "12000x12000 pixels, this world dreams 32x32"),
+        ({"init": {"image": boastful_png(20_000)}}, 422, "wrong_image", "20000x20000 pixels, this world dreams 32x32"),
         ({"init": {"image": "!!"}}, 422, "wrong_image", ""),
         ({"init": {"snapshot": "x"}}, 422, "unsupported", "snapshot"),
         ({"media": {"codec": "av9"}}, 422, "bad_message", "codec"),
@@ -96,6 +108,20 @@ def test_a_body_that_is_too_long_or_no_json_is_refused(server):
     assert long.status_code == 413 and long.json()["code"] == "too_large"
     broken = server.http.post(f"{server.url}/v1/sessions", content=b"{", headers={"Content-Type": "application/json"})
     assert broken.status_code == 422 and broken.json()["code"] == "bad_message"
+
+
+@pytest.mark.parametrize("body", [b"[" * 60_000, b'{"init": {"seed": ' + b"9" * 5000 + b"}}", b"\xff\xfe"])
+def test_a_body_that_python_cannot_read_is_refused_like_any_other(server, body):
+    answer = server.http.post(f"{server.url}/v1/sessions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert (answer.json()["type"], answer.json()["code"]) == ("error", "bad_message")
+    assert answer.json()["message"]
+
+
+def test_an_unknown_path_is_refused_in_the_words_of_the_protocol(server):
+    answer = server.http.get(f"{server.url}/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "error" and "GET /v1/nothing" in answer.json()["message"]
 
 
 async def ask(config: ServeConfig, method: str, path: str, **options) -> httpx.Response:

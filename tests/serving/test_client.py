@@ -6,6 +6,7 @@ import importlib.util
 import av
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from wm_jax.serving import bench
 from wm_jax.serving.client import ServerError, open_session
@@ -28,6 +29,17 @@ def test_the_client_repeats_the_servers_refusal(server):
             raise AssertionError("a session of no model")
 
     with pytest.raises(ServerError, match="mars"):
+        asyncio.run(play())
+
+
+def test_a_session_that_the_server_ended_does_not_hide_why_its_block_was_left(server):
+    async def play() -> None:
+        async with open_session(server.url) as client:
+            await asyncio.to_thread(server.delete, {"session_id": client.created["session"]["id"]})
+            async for _ in client.frames():
+                pass
+
+    with pytest.raises(ConnectionClosed):
         asyncio.run(play())
 
 

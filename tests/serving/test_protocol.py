@@ -49,6 +49,7 @@ def test_generated_protocol_is_fresh():
     [
         ("{", ErrorCode.BAD_MESSAGE),
         ("[]", ErrorCode.BAD_MESSAGE),
+        pytest.param("[" * 60_000, ErrorCode.BAD_MESSAGE, id="nested too deeply"),
         ('"hello"', ErrorCode.BAD_MESSAGE),
         ("{}", ErrorCode.BAD_MESSAGE),
         ('{"type": "dance"}', ErrorCode.UNKNOWN_TYPE),

@@ -197,6 +197,28 @@ def test_a_bad_message_gets_an_error_and_play_goes_on(talk, message, code, says)
     talk.wait_for_frames(3)
 
 
+def test_a_message_nested_too_deeply_gets_an_error_and_play_goes_on(talk):
+    talk.wait_for_frames(1)
+    talk.socket.send("[" * 60_000)
+    error = talk.wait_for("error")
+    assert error["code"] == "bad_message" and error["fatal"] is False
+    talk.wait_for_frames(3)
+
+
+def test_a_failure_of_the_server_itself_is_told_before_the_socket_closes(server, monkeypatch):
+    def fail(message) -> int:
+        raise RuntimeError("a mistake of ours")
+
+    ticket = server.create()
+    monkeypatch.setattr(server.service.lobby.find(ticket["session_id"]).session, "press", fail)
+    with server.connect(ticket) as socket:
+        server.talk(socket).send("action", held=[])
+        code, messages = closing_code(socket)
+    assert code == 1011
+    assert (messages[-1]["code"], messages[-1]["fatal"]) == ("server_failed", True)
+    assert "mistake" not in messages[-1]["message"]
+
+
 @stepped
 def test_a_step_too_long_is_refused_with_the_limit(talk):
     talk.send("step", step_id=1, n=65)
@@ -297,6 +319,24 @@ def test_a_second_connection_takes_the_session_over(server):
             server.talk(second).wait_for_frames(2)
             code, messages = closing_code(first)
     assert code == 4409 and messages[-1]["code"] == "taken_over"
+
+
+def test_a_session_that_ends_while_it_is_taken_over_is_told_so(server, monkeypatch):
+    ticket = server.create()
+    place = server.service.lobby.find(ticket["session_id"])
+    with server.connect(ticket) as first:
+        server.talk(first).wait_for_frames(1)
+        finish = place.connection.finish
+
+        def end_instead(message, code) -> None:
+            server.service.lobby.end(place, "deleted")
+            finish(message, code)
+
+        monkeypatch.setattr(place.connection, "finish", end_instead)
+        with server.connect(ticket) as second:
+            code, messages = closing_code(second)
+    assert code == 4404
+    assert [(message["type"], message["code"]) for message in messages] == [("error", "unknown_session")]
 
 
 def test_a_session_nobody_comes_back_to_ends(server):

@@ -14,10 +14,11 @@ from types import FrameType
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher, Delivery
@@ -165,6 +166,7 @@ def make_app(config: ServeConfig, world: World, params: Params, prompts: Prompt)
     app.add_middleware(Guard, config=config)
     app.add_exception_handler(Refusal, _answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
     _add_health(app, service)
     _add_sessions(app, service)
     _add_socket(app, service)
@@ -187,6 +189,13 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
     where = ".".join(str(part) for part in first["loc"][1:])
     body = Error(code=ErrorCode.BAD_MESSAGE, message=f"{where or 'body'}: {first['msg']}", param=where or None)
     return JSONResponse(body.model_dump(mode="json", exclude_none=True), 422)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """What FastAPI refuses by itself: a body it cannot read, a path or a method there is not."""
+    assert isinstance(error, HTTPException)
+    body = Error(code=ErrorCode.BAD_MESSAGE, message=f"{request.method} {request.url.path}: {error.detail}", fatal=True)
+    return JSONResponse(body.model_dump(mode="json", exclude_none=True), error.status_code, error.headers)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -271,12 +280,11 @@ def _add_socket(app: FastAPI, service: Service) -> None:
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
             place = _admit(service, websocket, session_id, offered)
+            await Connection(service.lobby, place, websocket, service.created(place)).run()
         except Refusal as refusal:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await websocket.send_text(dump(error_message(refusal, fatal=True)))
                 await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
-            return
-        await Connection(service.lobby, place, websocket, service.created(place)).run()
 
 
 def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
@@ -328,8 +336,14 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(config: ServeConfig) -> socket.socket:
-    """The server's socket, bound; small reads, so that one flood cannot fill a whole turn of the event loop."""
+def bind(config: ServeConfig) -> socket.socket:
+    """The server's socket, bound and not yet listening.
+
+    Its reads are small, so that one flood cannot fill a whole turn of the event loop.
+
+    Raises:
+      OSError: the address is taken or not this machine's.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -363,14 +377,14 @@ def serve(
     prompts: Prompt,
     announce: Callable[[str], None] = log.info,
 ) -> None:
-    """Serves a world until told to stop; `announce` is told the URL once the socket listens.
+    """Serves a world until told to stop; `announce` is told the URL once the address is ours, just before it listens.
 
     Raises:
       OSError: the address is taken or not this machine's.
     """
     use_compile_cache(compile_cache_dir(config))
     signal.signal(signal.SIGTERM, _leave)  # until uvicorn takes over: there is nobody to let go yet
-    with contextlib.closing(listen(config)) as sock:
+    with contextlib.closing(bind(config)) as sock:
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(f"http://{host}:{sock.getsockname()[1]}")
         make_server(config, make_app(config, world, params, prompts)).run(sockets=[sock])

@@ -1,12 +1,12 @@
 """A small client of wm.v1 for Python: opens a session, sends messages, receives frames. Used by the bench and examples."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def decode(header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """One payload as pixels."""
     if header.codec == "raw":
         return np.frombuffer(payload, np.uint8).reshape(header.h, header.w, 3)
-    return simplejpeg.decode_jpeg(payload) if header.codec == "jpeg" else decode_image(payload)
+    return simplejpeg.decode_jpeg(payload) if header.codec == "jpeg" else decode_image(payload, (header.h, header.w))
 
 
 def request(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def request(method: str, url: str, body: Any = None, auth: str | None = None) ->
             raise ServerError(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}") from None
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_session(url: str, auth: str | None = None, **body: Any) -> AsyncIterator[Client]:
     """A session of the server at `url`, connected; ended when the block is left. `body` as `CreateSession`.
 
@@ -105,5 +105,7 @@ async def open_session(url: str, auth: str | None = None, **body: Any) -> AsyncI
                 raise ServerError(f"{first.get('code')}: {first.get('message')}")
             yield Client(socket, first)
     finally:
-        token = auth or ticket["token"]
-        await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
+        # Only tidying up: a session or a server that is gone already must not hide why the block was left.
+        with contextlib.suppress(ServerError, OSError):
+            token = auth or ticket["token"]
+            await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)

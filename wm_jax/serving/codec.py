@@ -1,6 +1,7 @@
 """Frames to bytes: JPEG, PNG or raw for the wire, H.264 for a file."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,11 +10,14 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from wm_jax.serving.protocol import Codec
 
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 CODECS: tuple[Codec, ...] = ("jpeg", "png", "raw")
-MAX_PROMPT_PIXELS = 4096 * 4096
 
 
 def encode(frame: UInt8[Any, "h w 3"], codec: Codec, quality: int) -> bytes:
@@ -28,19 +32,26 @@ def encode(frame: UInt8[Any, "h w 3"], codec: Codec, quality: int) -> bytes:
     return frame.tobytes()
 
 
-def decode_image(data: bytes) -> UInt8[Any, "h w 3"]:
-    """The picture in the bytes of a PNG or JPEG.
+def decode_image(data: bytes, size: tuple[int, int]) -> UInt8[Any, "h w 3"]:
+    """The picture of this size (height, width) in the bytes of a PNG or JPEG; no pixel of another size is decoded.
 
     Raises:
-      ValueError: no such picture, or one of too many pixels.
+      ValueError: no such picture, or one of another size.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PROMPT_PIXELS:
-                raise ValueError(f"the image has {image.width}x{image.height} pixels, {MAX_PROMPT_PIXELS} are allowed")
+        with _open_image(data) as image:
+            if (image.height, image.width) != size:
+                got, wanted = f"{image.width}x{image.height}", f"{size[1]}x{size[0]}"
+                raise ValueError(f"the image is {got} pixels, this world dreams {wanted}: scale it first")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"these {len(data)} bytes are neither a PNG nor a JPEG image: {error}") from None
+
+
+def _open_image(data: bytes) -> ImageFile:
+    """The picture, its header read. Not by Image.open: that one raises errors of its own for a very large size."""
+    kind = PngImageFile if data.startswith(PNG_MAGIC) else JpegImageFile
+    return kind(io.BytesIO(data))
 
 
 class Mp4Writer:
@@ -59,7 +70,8 @@ class Mp4Writer:
         self.scale = scale or max(1, 512 // max(height, width))
         self._frame_type = av.VideoFrame
         self._container = av.open(str(path), "w", format="mp4")
-        stream = self._container.add_stream("libx264", rate=round(fps), options={"crf": "12", "preset": "veryfast"})
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = self._container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "veryfast"})
         self._stream = stream
         self._stream.width = width * self.scale // 2 * 2
         self._stream.height = height * self.scale // 2 * 2

@@ -123,12 +123,6 @@ def _first_image(text: str, world: WorldConfig, scenes: int) -> UInt8[Any, "h w 
     if scenes == 0:
         raise Refusal(ErrorCode.UNSUPPORTED, "this world starts from noise and takes no image", param="init.image")
     try:
-        pixels = decode_image(base64.b64decode(text.rpartition(",")[2], validate=True))
+        return decode_image(base64.b64decode(text.rpartition(",")[2], validate=True), world.image)
     except (ValueError, binascii.Error) as error:
         raise Refusal(ErrorCode.WRONG_IMAGE, str(error), param="init.image") from None
-    height, width = world.image
-    if pixels.shape[:2] != (height, width):
-        got = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        message = f"the image is {got} pixels, this world dreams {width}x{height}: scale it first"
-        raise Refusal(ErrorCode.WRONG_IMAGE, message, param="init.image")
-    return pixels

@@ -50,6 +50,7 @@ class ErrorCode(StrEnum):
     TOO_LARGE = "too_large"
     GAME_FAILED = "game_failed"
     ENGINE_FAILED = "engine_failed"
+    SERVER_FAILED = "server_failed"
 
 
 class CloseCode(IntEnum):
@@ -58,6 +59,7 @@ class CloseCode(IntEnum):
     NORMAL = 1000
     POLICY = 1008
     TOO_BIG = 1009
+    SERVER_FAILED = 1011
     GO_AWAY = 1012
     BUSY = 1013
     UNAUTHORIZED = 4401
@@ -483,7 +485,7 @@ def _event_id(text: str) -> "EventId | None":
     """The event that a broken message speaks of, if that much can be read."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested too deeply
         return None
     found = value.get("event_id", value.get("step_id")) if isinstance(value, dict) else None
     if isinstance(found, bool) or not isinstance(found, (str, int)):

@@ -42,7 +42,13 @@ STEPPED_RATE = 8.0
 """A stepped client asks for all it gets, so it may speak this much faster, and is slowed down rather than refused."""
 
 GOODBYE_S = 2.0
+
+LOST = 1006
+"""What RFC 6455 calls a socket that closed without a word; it never travels."""
+
 STATUS_S = 0.1
+
+FAILED = Error(code=ErrorCode.SERVER_FAILED, message="this server failed at a message; its log says why", fatal=True)
 
 
 class Eviction(Exception):
@@ -78,7 +84,11 @@ class Connection:
         self._bad_in_a_row = 0
 
     async def run(self) -> None:
-        """Serves the client until one side has had enough."""
+        """Serves the client until one side has had enough.
+
+        Raises:
+          Refusal: the session ended while this connection waited for an older one to leave.
+        """
         await self._take_over()
         self._enter()
         tasks = [asyncio.ensure_future(part) for part in (self._receive(), self._send(), self._watch())]
@@ -99,11 +109,16 @@ class Connection:
     # ---- coming and going
 
     async def _take_over(self) -> None:
-        """Sends an older connection of this session away, and waits until it has stopped using the outbox."""
+        """Sends an older connection of this session away, and waits until it has stopped using the outbox.
+
+        Raises:
+          Refusal: the session has ended meanwhile.
+        """
         while (older := self._place.connection) is not None:
             taken = Error(code=ErrorCode.TAKEN_OVER, message="another connection took this session over", fatal=True)
             older.finish(taken, CloseCode.TAKEN_OVER)
             await older.closed.wait()
+        self._lobby.find(self._session.id)  # refuses: whoever ended it meanwhile knew nothing of this connection
 
     def _enter(self) -> None:
         place, session = self._place, self._session
@@ -128,8 +143,9 @@ class Connection:
         for failure in failures:
             if isinstance(failure, Eviction):
                 last = (failure.error, failure.close)
-            elif not isinstance(failure, WebSocketDisconnect | ClientStalled | RuntimeError):
+            elif not isinstance(failure, WebSocketDisconnect | ClientStalled):
                 log.error("a connection failed", exc_info=failure)
+                last = last or (FAILED, CloseCode.SERVER_FAILED)
         if last is None and not any(isinstance(failure, ClientStalled) for failure in failures):
             return
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
@@ -146,10 +162,13 @@ class Connection:
     async def _send(self) -> None:
         while True:
             item = await self._session.outbox.next()
-            if isinstance(item, bytes):
-                await self._websocket.send_bytes(item)
-            else:
-                await self._websocket.send_text(item)
+            try:
+                if isinstance(item, bytes):
+                    await self._websocket.send_bytes(item)
+                else:
+                    await self._websocket.send_text(item)
+            except RuntimeError:  # how uvicorn and starlette say that the socket is closed already
+                raise WebSocketDisconnect(LOST) from None
 
     async def _watch(self) -> None:
         """Tells the client every change of the session's state, and how far the start is."""

@@ -8,6 +8,7 @@ export const CLOSE = Object.freeze({
   NORMAL: 1000,
   POLICY: 1008,
   TOO_BIG: 1009,
+  SERVER_FAILED: 1011,
   GO_AWAY: 1012,
   BUSY: 1013,
   UNAUTHORIZED: 4401,
@@ -43,6 +44,7 @@ export const ERROR = Object.freeze({
   TOO_LARGE: "too_large",
   GAME_FAILED: "game_failed",
   ENGINE_FAILED: "engine_failed",
+  SERVER_FAILED: "server_failed",
 });
 
 /**
