@@ -175,6 +175,7 @@ Object.defineProperty(window, "__wm", {
     get isPaused() { return isPaused; },
     get state() { return at("state").textContent; },
     get problems() { return problems; },
+    get player() { return player; },
     loseConnection: () => player.socket?.close(4000),
   },
 });
