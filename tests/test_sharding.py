@@ -1,4 +1,4 @@
-"""Eight devices learn what one device learns."""
+"""Two devices learn what one device learns."""
 
 import os
 import subprocess
@@ -11,46 +11,64 @@ import pytest
 from wm_jax.sharding import make_mesh, put_batch, replicate
 
 SHARDED_STEP = """
-import jax, jax.numpy as jnp, numpy as np, optax
+import dataclasses
+import jax, numpy as np, wm_jax as wm
+from wm_jax.data.loader import DataConfig
 from wm_jax.sharding import make_mesh, put_batch, replicate
+from wm_jax.training.config import TrainConfig
+from wm_jax.training.objectives.shortcut_forcing import ShortcutForcing
+from wm_jax.training.optimizer import OptimizerConfig
+from wm_jax.training.source import LatentClip
+from wm_jax.training.state import init_state
+from wm_jax.training.step import make_train_step
 
-optimizer = optax.adam(0.1)
+ROWS, FRAMES = 4, 5
+world, weights = jax.device_get(wm.tiny_world(0))
+config = TrainConfig(
+    name="sharded", world=world.config, objective=ShortcutForcing(bootstrap=0.5, recycle_from=0, bank=16),
+    data=DataConfig("none", "none", clip_frames=FRAMES, batch=ROWS), optimizer=OptimizerConfig(warmup_steps=1), steps=100,
+)
+step = make_train_step(config)
 
-@jax.jit
-def step(params, opt_state, key, batch):
-    def loss(params):
-        noisy = batch["x"] + jax.random.normal(key, batch["x"].shape)
-        return jnp.mean(jnp.square(jnp.tanh(noisy @ params["kernel"]) - batch["y"]))
-    value, gradient = jax.value_and_grad(loss)(params)
-    updates, opt_state = optimizer.update(gradient, opt_state)
-    return optax.apply_updates(params, updates), opt_state, value
+def start():
+    state = init_state(config)
+    # Rough weights: the zeros of fresh ones have no gradient, of which Adam would make a full step of either sign.
+    rough, slow = (jax.tree.map(jax.numpy.array, {name: weights[name] for name in state.params}) for _ in range(2))
+    return dataclasses.replace(state, params=rough, ema=slow)
 
 def learn(devices):
-    mesh, rng = make_mesh(devices), np.random.default_rng(0)
-    params = {"kernel": jnp.asarray(rng.standard_normal((5, 3)), jnp.float32)}
-    params, opt_state, key = replicate(mesh, (params, optimizer.init(params), jax.random.key(1)))
+    mesh, rng, losses = make_mesh(devices), np.random.default_rng(0), []
+    state = replicate(mesh, start())
     for _ in range(3):
-        batch = {n: rng.standard_normal((16, w)).astype(np.float32) for n, w in (("x", 5), ("y", 3))}
-        batch = put_batch(mesh, batch)
-        assert len(batch["x"].sharding.device_set) == len(devices)
-        assert batch["x"].addressable_shards[0].data.shape == (16 // len(devices), 5)
-        params, opt_state, value = step(params, opt_state, key, batch)
-    assert params["kernel"].sharding.is_fully_replicated
-    return np.asarray(params["kernel"]), float(value)
+        latents = rng.standard_normal((ROWS, FRAMES, *world.config.latent_shape)).astype(np.float16)
+        keys = wm.Controls(keys=rng.random((ROWS, FRAMES, 4)) < 0.5)
+        batch = put_batch(mesh, LatentClip(latents, keys, np.zeros((ROWS, FRAMES), bool)))
+        assert batch.latents.sharding.device_set == set(devices)
+        assert batch.latents.addressable_shards[0].data.shape[0] == ROWS // len(devices)
+        state, metrics = step(state, batch)
+        losses.append((float(metrics["loss"]), float(metrics["gradient"])))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((state.params, state.ema)))
+    return losses, jax.device_get((state.params, state.ema))
 
-assert jax.device_count() == 8
-(many, loss_of_many), (one, loss_of_one) = learn(jax.devices()), learn(jax.devices()[:1])
-np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6)
-np.testing.assert_allclose(loss_of_many, loss_of_one, rtol=1e-6)
+assert jax.device_count() == 2
+(many, learned_by_many), (one, learned_by_one) = learn(jax.devices()), learn(jax.devices()[:1])
+np.testing.assert_allclose(many, one, rtol=1e-4)
+moved = []
+for ours, theirs, before in zip(*map(jax.tree.leaves, (learned_by_many, learned_by_one, (start().params, start().ema)))):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    moved.append(np.abs(ours - before).max())
+assert np.median(moved) > 1e-3, moved
 try:
-    put_batch(make_mesh(), np.zeros((12, 2)))
+    put_batch(make_mesh(), np.zeros((3, 2)))
 except ValueError as error:
     print(error)
 """
 
 
-def test_a_sharded_step_equals_the_step_of_one_device() -> None:
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+@pytest.mark.slow
+def test_the_train_step_of_two_devices_is_that_of_one() -> None:
+    """The real update of the dynamics on a tiny world: same losses, gradients and weights after three batches."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run(
         [sys.executable, "-c", SHARDED_STEP],
         env={**os.environ, "XLA_FLAGS": flags},
@@ -59,7 +77,7 @@ def test_a_sharded_step_equals_the_step_of_one_device() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "a batch of 12 cannot be divided among 8 devices: make data.batch a multiple of 8" in done.stdout
+    assert "a batch of 3 cannot be divided among 2 devices: make data.batch a multiple of 2" in done.stdout
 
 
 def test_on_one_device_nothing_changes() -> None:
