@@ -61,3 +61,19 @@ def test_bytes_survive_the_unit_interval():
     every = jnp.arange(256, dtype=jnp.uint8)
     np.testing.assert_array_equal(to_bytes(to_unit(every)), every)
     assert to_bytes(jnp.asarray([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"widths": (48, 64)}, r"widths \(48, 64\): 64 is no multiple of 48 before it"),
+        ({"widths": (96, 48)}, "48 is no multiple of 96 before it"),
+        ({"blocks": (1, 2, 3)}, r"widths \(48, 96\) and blocks \(1, 2, 3\) must name the same stages"),
+        ({"widths": (), "blocks": ()}, "must name the same stages"),
+        ({"channels": 0}, "channels=0.* must be at least 1"),
+        ({"blocks": (1, -1)}, "blocks at least 0"),
+    ],
+)
+def test_stages_that_cannot_be_joined_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        AutoencoderConfig(**wrong)

@@ -1,6 +1,7 @@
 """The autoencoder and its config: encode, decode, and the scale in which the dynamics sees latents."""
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +19,8 @@ class AutoencoderConfig:
 
     Attributes:
       patch: Pixels a side that the first layer folds into channels.
-      widths: Channels of each stage; every stage after the first halves the grid.
+      widths: Channels of each stage, a multiple of those of the stage before; every stage after the first halves the
+        grid.
       blocks: Residual blocks of each stage, encoder and decoder alike.
       channels: Latent channels.
     """
@@ -27,6 +29,16 @@ class AutoencoderConfig:
     widths: tuple[int, ...] = (48, 96)
     blocks: tuple[int, ...] = (1, 2)
     channels: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.widths) != len(self.blocks):
+            raise ValueError(f"autoencoder.widths {self.widths} and blocks {self.blocks} must name the same stages")
+        if min(self.patch, self.channels, *self.widths) < 1 or min(self.blocks) < 0:
+            raise ValueError(f"{self}: patch, widths and channels must be at least 1, blocks at least 0")
+        for before, width in itertools.pairwise(self.widths):
+            # The shortcut of a stage repeats the channels of the stage before it.
+            if width % before:
+                raise ValueError(f"autoencoder.widths {self.widths}: {width} is no multiple of {before} before it")
 
     @property
     def downscale(self) -> int:
