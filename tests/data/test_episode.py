@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_jax.data.episode import DONE, EpisodeError, EpisodeFolder, checksum
+from wm_jax.data import episode as episode_module
+from wm_jax.data.episode import CHECKED, DONE, EpisodeError, EpisodeFolder, checksum
 from wm_jax.data.writer import EpisodeWriter
 from wm_jax.types import ControlSpace, KeyBinding
 
@@ -116,7 +117,10 @@ def change_meta_only(folder: Path) -> None:
 
 
 BROKEN = {
-    "no folder": (lambda path: path.rename(path.with_name("elsewhere")), "is no folder; record one"),
+    "no folder": (
+        lambda path: path.rename(path.with_name("elsewhere")),
+        r"is no folder; record one: .*--env GAME --out .*recording \(GAME: coinrun, ",
+    ),
     "no done-mark": (lambda path: (path / DONE).unlink(), "no DONE mark: its recording never finished"),
     "no meta": (lambda path: (path / "meta.json").unlink(), "holds no meta.json"),
     "meta is no JSON": (lambda path: (path / "meta.json").write_text("{"), r"meta\.json is not JSON"),
@@ -147,6 +151,27 @@ def test_a_flipped_pixel_is_found_when_frames_are_checked(folder: Path):
     flip_a_pixel(folder)
     with pytest.raises(EpisodeError, match=r"shard_00001\.frames\.npy has checksum"):
         EpisodeFolder.open(folder, check_frames=True)
+
+
+def test_frames_are_checked_once_and_again_when_their_files_change(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    read, checked = EpisodeFolder.open(folder), []
+    check = episode_module._check_sums
+    monkeypatch.setattr(episode_module, "_check_sums", lambda *given: (checked.append(given[1]), check(*given)))
+    read.check_once()
+    read.check_once()
+    assert checked == [0, 1, 2]
+    flip_a_pixel(folder)
+    for _ in range(2):
+        with pytest.raises(EpisodeError, match=r"shard_00001\.frames\.npy has checksum"):
+            read.check_once()
+
+
+def test_a_folder_that_cannot_be_noted_in_is_checked_every_time(folder: Path):
+    (folder / CHECKED).mkdir()
+    EpisodeFolder.open(folder).check_once()
+    flip_a_pixel(folder)
+    with pytest.raises(EpisodeError, match=r"shard_00001\.frames\.npy has checksum"):
+        EpisodeFolder.open(folder).check_once()
 
 
 def test_a_file_cut_short_while_open_is_noticed_when_read(folder: Path):

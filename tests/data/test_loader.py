@@ -88,7 +88,7 @@ def test_a_state_of_another_loader_is_refused_with_both_sides():
 
 
 def test_too_few_frames_for_a_batch_are_refused_with_numbers():
-    with pytest.raises(ValueError, match="10 frames: 7 clips of 4, fewer than one batch of 8"):
+    with pytest.raises(ValueError, match="10 frames: 7 clips of 4, fewer than one batch of 8; record"):
         make_loader(Latents(10), 4, 8, seed=0)
 
 

@@ -6,10 +6,14 @@
       shard_00000.keys.npy     bool [frames keys]; keys[t] led to frame t, so the first row of an episode is all False
       shard_00000.index.json   start, length, level, policy and seed of each episode
       DONE                     written last; holds the checksum of meta.json
+      CHECKED                  written by `check_once`: size and time of change of the frame files that were found whole
 
-A folder that is broken, cut short, unfinished or of another kind is refused by `EpisodeError`, never skipped.
+A folder that is cut short, unfinished, of another kind, or whose meta, keys or index were changed is refused by
+`EpisodeError` whenever it is opened, never skipped. Damage inside the frames is found where they are all read:
+`open(check_frames=True)` (wm_jax.data.inspect) and `check_once`, which training calls first.
 """
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -19,12 +23,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from rich.progress import Progress
 
+from wm_jax.envs import NAMES
 from wm_jax.types import Clip, Controls, ControlSpace, KeyBinding
 
 FORMAT = "wm_jax.episodes"
 VERSION = 1
 DONE = "DONE"
+CHECKED = "CHECKED"
 KINDS = ("frames.npy", "keys.npy", "index.json")
 
 
@@ -101,8 +108,8 @@ class EpisodeFolder:
 
         Args:
           path: The episode folder.
-          check_frames: Also read every frame and compare checksums (about a second a gigabyte). Sizes, keys and
-            index are always checked.
+          check_frames: Also read every frame and compare checksums (about a second a gigabyte), as `check_once` does
+            once. Sizes, keys and index are always checked.
 
         Raises:
           EpisodeError: it is not a finished, whole recording; names the file and both sides.
@@ -126,6 +133,28 @@ class EpisodeFolder:
         is_first[[episode.start for episode in episodes]] = True
         return cls(path, meta, controls, image, float(meta["fps"]), tuple(episodes), np.array(starts), offset,
                    np.concatenate(keys), is_first)  # fmt: skip
+
+    def check_once(self) -> None:
+        """Reads every frame and compares checksums, unless that was done since the files last changed.
+
+        Raises:
+          EpisodeError: frames are damaged; names the file.
+        """
+        noted = self.path / CHECKED
+        now = json.dumps({file.name: _stamp(file) for file in self._frame_files()}) + "\n"
+        if noted.is_file() and noted.read_bytes() == now.encode():
+            return
+        shards = self.meta["shards"]
+        with Progress() as bar:
+            task = bar.add_task(f"checking {self.path}", total=len(shards))
+            for shard, entry in enumerate(shards):
+                _check_sums(self.path, shard, entry["checksums"], KINDS[:1])
+                bar.advance(task)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to is checked every time
+            noted.write_text(now)
+
+    def _frame_files(self) -> list[Path]:
+        return [self.path / shard_file(shard, "frames.npy") for shard in range(len(self.meta["shards"]))]
 
     @property
     def num_frames(self) -> int:
@@ -194,6 +223,11 @@ class EpisodeFolder:
         return whole.start + start, length
 
 
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -205,7 +239,8 @@ def _read_json(path: Path) -> Any:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise EpisodeError(f"{path} is no folder; record one: python -m wm_jax.data.record --env coinrun --out {path}")
+        command = f"python -m wm_jax.data.record --env GAME --out {path}"
+        raise EpisodeError(f"{path} is no folder; record one: {command} (GAME: {', '.join(NAMES)})")
     if not (path / "meta.json").exists():
         raise EpisodeError(f"{path} holds no meta.json: it is not an episode folder, or its recording never finished")
     if not (path / DONE).exists():

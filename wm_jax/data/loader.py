@@ -38,6 +38,10 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, it must be at least {least}")
 
 
+class LoaderError(ValueError):
+    """Batches cannot be cut from this recording, or not from where they were left; the message names both sides."""
+
+
 class ClipSource(Protocol):
     """One long stream of frames (or latents) to cut clips from; sent to the workers, so it must pickle small."""
 
@@ -76,12 +80,15 @@ class Loader(Iterator[Any]):
         """Goes on where the loader that gave the state was.
 
         Raises:
-          ValueError: the state is of a loader with other arguments; names both.
+          LoaderError: the state is of a loader with other arguments; names both.
         """
         differing = [name for name in self._identity if state.get(name) != self._identity[name]]
         if differing or "batches_given" not in state:
             both = ", ".join(f"{name} {state.get(name)} there, {self._identity[name]} here" for name in differing)
-            raise ValueError(f"the saved loader position does not fit this loader: {both or 'it has no batches_given'}")
+            raise LoaderError(
+                f"the saved loader position does not fit this loader: {both or 'it has no batches_given'}; "
+                "take the recording back that the run began with, or begin another run"
+            )
         self.close()
         self._given = int(state["batches_given"])
 
@@ -103,13 +110,13 @@ def make_loader(source: ClipSource, clip_frames: int, batch: int, seed: int, wor
       workers: Processes that read ahead; 0 reads in this process.
 
     Raises:
-      ValueError: the source has not enough frames for one batch.
+      LoaderError: the source has not enough frames for one batch.
     """
     clips = _Clips(source, clip_frames)
     if len(clips) < batch:
-        raise ValueError(
-            f"the recording has {source.num_frames} frames: {max(len(clips), 0)} clips of {clip_frames}, "
-            f"fewer than one batch of {batch}"
+        raise LoaderError(
+            f"the recording has {source.num_frames} frames: {len(clips)} clips of {clip_frames}, "
+            f"fewer than one batch of {batch}; record more frames, or lower --data.batch or --data.clip-frames"
         )
     import grain
 
@@ -145,7 +152,7 @@ class _Clips:
     clip_frames: int
 
     def __len__(self) -> int:
-        return self.source.num_frames - self.clip_frames + 1
+        return max(self.source.num_frames - self.clip_frames + 1, 0)
 
     def __getitem__(self, index: int) -> Any:
         return self.source.read(int(index), self.clip_frames)
