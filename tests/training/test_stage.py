@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import wm_jax.world
 from wm_jax import checkpoint
 from wm_jax.checkpoint import CheckpointError
+from wm_jax.data.episode import EpisodeError
 from wm_jax.data.loader import DataConfig
 from wm_jax.data.writer import EpisodeWriter
 from wm_jax.training import loop, prepare, stage
@@ -21,14 +23,15 @@ from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
 from wm_jax.training.objectives.shortcut_forcing import ShortcutForcing
 from wm_jax.training.optimizer import OptimizerConfig
+from wm_jax.types import ControlSpace
 
 WORLD = wm_jax.world.tiny_world()[0].config
 
 
-def record(path: Path, seed: int) -> None:
+def record(path: Path, seed: int, split: str = "train") -> None:
     """Three episodes of a bright square that the keys push about."""
     rng = np.random.default_rng(seed)
-    facts = {"env": "square", "source": "synthetic", "split": "train"}
+    facts = {"env": WORLD.env, "source": "synthetic", "split": split}
     with EpisodeWriter(path, controls=WORLD.controls, image=WORLD.image, fps=30.0, facts=facts) as writer:
         for level in range(3):
             keys = rng.random((40, 4)) < 0.3
@@ -45,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with recordings, and both stages trained without a break."""
     folder = tmp_path_factory.mktemp("stages")
     record(folder / "episodes", 0)
-    record(folder / "held_out", 1)
+    record(folder / "held_out", 1, "held_out")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prepare.train(first_stage(), folder / "autoencoder")
@@ -140,6 +143,82 @@ def test_weights_of_another_world_are_refused_leaf_by_leaf(runs: Path) -> None:
     config = second_stage(world=wider, init_from="dynamics")
     with pytest.raises(CheckpointError, match="of another shape: dynamics/.*the config needs"):
         prepare.train(config, runs / "wider")
+
+
+def first_data(**fields: Any) -> DataConfig:
+    return dataclasses.replace(first_stage().data, **fields)
+
+
+REFUSED = {
+    "held-out levels to train on": (
+        lambda: first_stage(data=first_data(episodes="held_out")),
+        "held_out has the split 'held_out', data.episodes needs 'train'; name another with --data.episodes, or record",
+    ),
+    "trained levels to measure on": (
+        lambda: first_stage(data=first_data(held_out="episodes")),
+        "episodes has the split 'train', data.held_out needs 'held_out'; name another with --data.held-out, or record",
+    ),
+    "another game": (
+        lambda: first_stage(world=dataclasses.replace(WORLD, env="doom")),
+        "episodes has the game 'bouncing_ball', world 'tiny' needs 'doom'; .* --env doom --split train --out",
+    ),
+    "another size": (
+        lambda: first_stage(world=dataclasses.replace(WORLD, image=(64, 64))),
+        r"episodes has the image \(32, 32\), world 'tiny' needs \(64, 64\)",
+    ),
+    "other keys": (
+        lambda: first_stage(world=dataclasses.replace(WORLD, controls=ControlSpace(WORLD.controls.keys[:3]))),
+        r"episodes has the keys .*'ArrowDown'\), world 'tiny' needs \('ArrowLeft', 'ArrowRight', 'ArrowUp'\)",
+    ),
+    "no recording": (
+        lambda: first_stage(data=first_data(episodes="nowhere")),
+        "nowhere is no folder; .*wm_jax.data.record --env bouncing_ball --split train --out nowhere$",
+    ),
+    "no game to record": (
+        lambda: first_stage(
+            data=first_data(episodes="nowhere"), record_frames=9, world=dataclasses.replace(WORLD, env="my_game")
+        ),
+        "nowhere does not exist, and no game is called 'my_game' .*coinrun.*docs/bring_your_own_game.md",
+    ),
+    "no autoencoder": (lambda: second_stage(autoencoder_from=None), "need a trained autoencoder; give --autoenc"),
+    "a batch for other devices": (
+        lambda: first_stage(data=first_data(batch=1 + 2 * jax.device_count())),
+        "data.batch is 5, there are 2 devices: make it a multiple",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_run_that_cannot_be_is_refused_in_our_own_words(
+    runs: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    make, words = REFUSED[what]
+    with pytest.raises((EpisodeError, loop.TrainingError), match=words):
+        prepare.train(make(), runs / "refused")
+
+
+def test_a_damaged_shard_is_refused_before_anything_is_trained(runs: Path) -> None:
+    shutil.copytree(runs / "episodes", runs / "damaged")
+    shard = runs / "damaged" / "shard_00000.frames.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:9000] + bytes(2000) + whole[11000:])
+    with pytest.raises(EpisodeError, match=r"shard_00000.frames.npy has checksum \w{8}, meta.json says"):
+        prepare.train(first_stage(data=first_data(episodes="damaged")), runs / "refused")
+    assert not (runs / "refused" / "checkpoints").exists()
+
+
+def test_without_a_video_library_a_run_ends_well_and_says_how_to_get_the_film(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "dynamics" / "rollout.mp4").unlink()
+    monkeypatch.setitem(sys.modules, "av", None)
+    prepare.train(second_stage(), runs / "dynamics")
+    assert "rollout.mp4: left out, films need PyAV; pip install -e '.[serve]'" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(runs)
+    prepare.train(second_stage(), runs / "dynamics")
+    assert (runs / "dynamics" / "rollout.mp4").stat().st_size
 
 
 def test_a_changed_world_is_refused_by_field_on_resume(runs: Path) -> None:

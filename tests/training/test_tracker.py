@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,17 @@ def test_a_picture_is_a_png_named_after_its_step(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
     path = tracker.picture(40, image)
     assert path.name == "step_000040.png" and np.array_equal(np.asarray(Image.open(path)), image)
+
+
+def test_a_full_disk_is_said_with_the_file_and_a_later_run_reads_what_was_logged(tmp_path: Path) -> None:
+    tracker, _ = make_tracker(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = r"metrics.jsonl: could not be written, the disk is full \(\d+ MB free\)"
+    with pytest.raises(OSError, match=words), tracker:
+        tracker.log(1, {"loss": 1.0})
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 5, before[1]))
+            tracker.log(2, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]

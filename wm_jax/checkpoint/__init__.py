@@ -3,7 +3,7 @@
 Never knows what the trees mean. Imports config.
 """
 
-from wm_jax.checkpoint.folder import scan, why_not_written
+from wm_jax.checkpoint.folder import scan, writing
 from wm_jax.checkpoint.train_state import (
     DONE_FILE,
     Saved,
@@ -32,5 +32,5 @@ __all__ = [
     "save_world",
     "scan",
     "versions",
-    "why_not_written",
+    "writing",
 ]

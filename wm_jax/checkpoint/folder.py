@@ -70,10 +70,19 @@ def replacing(folder: Path, what: str) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)
         if not isinstance(error, Exception) or isinstance(error, CheckpointError | ConfigError):
             raise
-        raise CheckpointError(f"{folder}: the {what} could not be saved, {why_not_written(error, folder)}") from error
+        raise CheckpointError(f"{folder}: the {what} could not be saved, {_reason(error, folder)}") from error
 
 
-def why_not_written(error: Exception, folder: Path) -> str:
+@contextlib.contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """An `OSError` in the block becomes one that names the file, a full disk in words, and ends in `hint`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: could not be written, {_reason(error, path)}{hint}") from error
+
+
+def _reason(error: Exception, folder: Path) -> str:
     """Why a write below `folder` failed, in words; a full disk is told apart, also where a library wraps it."""
     text = str(error)
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

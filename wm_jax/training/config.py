@@ -1,7 +1,17 @@
 """One run, as numbers: what is trained, on what, for how long."""
 
 import dataclasses
+import difflib
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from wm_jax import config as config_file
+from wm_jax.config import ConfigError
 from wm_jax.data.loader import DataConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
 from wm_jax.training.objectives.shortcut_forcing import ShortcutForcing
@@ -48,3 +58,52 @@ class TrainConfig:
     autoencoder_from: str | None = None
     init_from: str | None = None
     tensorboard: bool = False
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The config of a Python config file.
+
+    Raises:
+      ConfigError: no such file, or a field that is unknown, missing or cannot be so; names the line and what is known.
+    """
+    try:
+        config = config_file.load(path)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"{_place(error)}: {_explain(error)}") from error
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{path}: config() returned a {type(config).__name__}, a run is a TrainConfig")
+    return config
+
+
+def _place(error: Exception) -> str:
+    """File and line of the mistake: the innermost frame that is neither ours nor Python's own."""
+    others = {"wm_jax", *sys.stdlib_module_names}
+    return [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in others
+    ][-1]
+
+
+def _explain(error: Exception) -> str:
+    """The words of the error; for a field that a config does not have, the closest and all known ones."""
+    wrong = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = {kind.__name__: kind for kind in _kinds(TrainConfig)}.get(wrong[1]) if wrong else None
+    if wrong is None or kind is None:
+        return str(error)
+    known = [field.name for field in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(wrong[2], known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{wrong[2]} is no field of {kind.__name__}{hint} (known: {', '.join(known)})"
+
+
+def _kinds(hint: Any) -> Iterator[type]:
+    """The dataclasses that a config is made of."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+        for inner in typing.get_type_hints(hint).values():
+            yield from _kinds(inner)
+    for argument in typing.get_args(hint):
+        yield from _kinds(argument)

@@ -88,7 +88,8 @@ def run(config: LoopConfig, out: Path, parts: Parts, has_tensorboard: bool = Fal
 
     Raises:
       TrainingError: another process trains in `out`, the config is not the folder's, or the loss is not a number.
-      CheckpointError: a checkpoint cannot be saved, or is not sound.
+      CheckpointError: a checkpoint cannot be saved, or is not sound; then names the one before it.
+      OSError: the disk is full or not writable; names the file.
       MissingExtraError: TensorBoard is asked for and not installed.
     """
     if jax.process_count() > 1:
@@ -102,7 +103,8 @@ def run(config: LoopConfig, out: Path, parts: Parts, has_tensorboard: bool = Fal
         loader = parts.make_loader(state)
         if saved:
             loader.set_state(checkpoint.read_saved(saved).loader)
-        config_file.write(config, out / CONFIG_FILE)
+        with checkpoint.writing(out / CONFIG_FILE):
+            config_file.write(config, out / CONFIG_FILE)
         with tracker, _Stop() as stop:
             if saved:
                 tracker.say(f"{out}: goes on after step {step}")

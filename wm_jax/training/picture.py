@@ -1,5 +1,6 @@
 """Pictures of a run: reconstructions, or free-running rollouts, beside the truth."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from wm_jax import checkpoint
 from wm_jax.data.episode import EpisodeFolder
 from wm_jax.eval import clips
 from wm_jax.eval import film as video
@@ -37,12 +39,19 @@ def draw(config: TrainConfig, state: TrainState, batch: Any) -> UInt8[np.ndarray
 
 
 def film(config: TrainConfig, params: Params, held_out: EpisodeFolder, path: Path) -> None:
-    """An MP4 of held-out clips beside what the finished world dreams from their first frames and the same keys."""
+    """An MP4 of held-out clips beside what the finished world dreams from their first frames and the same keys.
+
+    Without a video library it says how to get the film afterwards: a finished run must not fail for want of it.
+    """
+    if importlib.util.find_spec("av") is None:
+        print(f"{path}: left out, films need PyAV; pip install -e '.[serve]' and give the same command again for it")
+        return
     whole = clips.Recording(held_out, held_out.episodes)
     chosen = clips.choose_clips(whole, FILM_CLIPS, PROMPT_FRAMES, FILM_FRAMES, seed=config.seed)
     session = start(World(config.world), params, chosen.prompt, jax.random.key(config.seed))
     _, dreams = rollout(World(config.world), params, session, Controls(keys=chosen.held))
-    video.write(path, chosen, np.asarray(dreams), config.world.controls, config.world.fps)
+    with checkpoint.writing(path):
+        video.write(path, chosen, np.asarray(dreams), config.world.controls, config.world.fps)
 
 
 def tile(truth: Any, seen: Any, columns: int = 16) -> UInt8[np.ndarray, "h w 3"]:

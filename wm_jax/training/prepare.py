@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wm_jax import checkpoint
-from wm_jax import config as config_file
 from wm_jax.data.record import RecordConfig, record
+from wm_jax.envs import NAMES
 from wm_jax.training import loop
-from wm_jax.training.config import TrainConfig
+from wm_jax.training.config import TrainConfig, load_config
 from wm_jax.training.stage import make_parts
 
 HELD_OUT_SHARE = 16
@@ -18,7 +18,7 @@ def train(config: TrainConfig, out: Path) -> None:
     """Records and trains what the run stands on, then the run itself; each goes on where it was stopped.
 
     Raises:
-      TrainingError, CheckpointError: see `loop.run`.
+      TrainingError, CheckpointError, OSError: see `loop.run`.
       EpisodeError: a recording that is there cannot be used.
       MissingGameError: a recording is missing and its game is not installed.
     """
@@ -35,8 +35,14 @@ def record_missing(config: TrainConfig) -> None:
     )
     for split, folder, share in splits:
         if config.record_frames and not Path(folder).exists():
-            game: Any = config.world.env  # `envs.make` refuses an unknown one by name
-            record(RecordConfig(env=game, out=Path(folder), split=split, frames=config.record_frames // share))
+            game: Any = config.world.env
+            if game not in NAMES:
+                raise loop.TrainingError(
+                    f"{folder} does not exist, and no game is called {game!r} to record it from (there are "
+                    f"{', '.join(NAMES)}); docs/bring_your_own_game.md shows how to write it"
+                )
+            frames = max(config.record_frames // share, 1)
+            record(RecordConfig(env=game, out=Path(folder), split=split, frames=frames))
 
 
 def _autoencoder(config: TrainConfig, out: Path) -> str | None:
@@ -47,9 +53,10 @@ def _autoencoder(config: TrainConfig, out: Path) -> str | None:
     if begun := checkpoint.checkpoints(out / loop.CHECKPOINTS):
         # The checkpoint holds the autoencoder already: its run may be gone, and is not trained again.
         return checkpoint.read_saved(begun[-1]).config["autoencoder_from"]
-    first: TrainConfig = config_file.load(source)
+    first = load_config(source)
     folder = out.parent / first.name
     if not is_finished(first, folder):
+        make_parts(config)  # what it would refuse after the hours of the first stage, it refuses now
         train(first, folder)
     return str(folder)
 

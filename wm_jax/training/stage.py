@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from wm_jax import checkpoint
-from wm_jax.data.episode import EpisodeFolder
+from wm_jax.data.episode import EpisodeError, EpisodeFolder
 from wm_jax.data.loader import make_loader
 from wm_jax.training import loop
 from wm_jax.training.config import TrainConfig
@@ -24,12 +24,20 @@ def make_parts(config: TrainConfig) -> loop.Parts:
     """Everything one run needs, from its config.
 
     Raises:
-      ValueError: dynamics without a trained autoencoder, or recordings of another world.
+      TrainingError: dynamics without a trained autoencoder, or a batch that the devices cannot share.
+      EpisodeError: recordings that are damaged, of another world, or of the wrong levels.
     """
     is_first_stage = isinstance(config.objective, Reconstruction)
     if not is_first_stage and config.autoencoder_from is None and config.init_from is None:
-        raise ValueError(f"{config.name}: dynamics need a trained autoencoder; give --autoencoder-from runs/<name>")
-    held_out = open_episodes(config, config.data.held_out)
+        raise loop.TrainingError(
+            f"{config.name}: dynamics need a trained autoencoder; give --autoencoder-from runs/<name>"
+        )
+    if config.data.batch % jax.device_count():
+        raise loop.TrainingError(
+            f"data.batch is {config.data.batch}, there are {jax.device_count()} devices: make it a multiple of them, "
+            "or show fewer devices to JAX"
+        )
+    episodes, held_out = open_episodes(config, "train"), open_episodes(config, "held_out")
     data, shown = config.data, _shown_clips(held_out, 8 if is_first_stage else 4, 32)
 
     def init(is_resumed: bool) -> TrainState:
@@ -39,7 +47,7 @@ def make_parts(config: TrainConfig) -> loop.Parts:
         return state if config.init_from is None else load_weights(config, state, config.init_from)
 
     def loader(state: TrainState) -> loop.Loader:
-        source = make_source(config, {**state.frozen, **state.params})
+        source = make_source(config, episodes, {**state.frozen, **state.params})
         return make_loader(source, data.clip_frames, data.batch, data.seed, data.workers)
 
     def export(state: TrainState, folder: Path) -> None:
@@ -73,7 +81,7 @@ def _shown_clips(episodes: EpisodeFolder, count: int, length: int) -> dict[str, 
     """Held-out clips for pictures: the same ones through a whole run."""
     able = [i for i, episode in enumerate(episodes.episodes) if episode.length > length]
     if not able:
-        raise ValueError(f"{episodes.path} has no episode longer than {length} frames to draw pictures of")
+        raise EpisodeError(f"{episodes.path} has no episode longer than {length} frames to draw pictures of")
     chosen = [able[int(i)] for i in np.linspace(0, len(able) - 1, count)]
     frames = np.stack([episodes.frames(e, episodes.episodes[e].length - length, length) for e in chosen])
     keys = np.stack([episodes.keys(e, episodes.episodes[e].length - length, length) for e in chosen])

@@ -14,6 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from wm_jax import checkpoint
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -63,7 +65,6 @@ class Tracker:
 
     def __enter__(self) -> Self:
         _forget_after(self.out / METRICS_FILE, self._step)
-        self._file = self._stack.enter_context((self.out / METRICS_FILE).open("a"))
         if self._has_tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -93,8 +94,9 @@ class Tracker:
         """Writes the metrics of a step with frames/s since the last log, and says the loss and how long it will take."""
         rate = self._rate(step)
         row = {"step": step, **metrics, "frames_per_second": round(rate, 1) if rate else None}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        path = self.out / METRICS_FILE
+        with checkpoint.writing(path), path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if self._board is not None and name != "step" and value is not None:
                 self._board.add_scalar(name, value, step)
@@ -115,8 +117,9 @@ class Tracker:
         from PIL import Image
 
         path = self.out / "pictures" / f"step_{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.asarray(image)).save(path)
+        with checkpoint.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.asarray(image)).save(path)
         if self._board is not None:
             self._board.add_image("picture", np.asarray(image), step, dataformats="HWC")
         return path
@@ -151,8 +154,9 @@ def _forget_after(path: Path, step: int) -> None:
     """Drops what a killed run logged after its last checkpoint: those steps will be done again."""
     rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
     fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fresh.replace(path)
+    with checkpoint.writing(path):
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fresh.replace(path)
 
 
 def _clock(seconds: float) -> str:
