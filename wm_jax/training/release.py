@@ -106,7 +106,7 @@ with {", ".join(f"{key.label} ({key.code})" for key in config.world.controls.key
 
     python train.py configs/{name}/dynamics.py
 
-Data: {report["data"]["source"]["mix"] if report["data"].get("source") else ""} players, recorded by
+Data: {_players(config)}, recorded by
 `python -m wm_jax.data.record --env {config.world.env} --frames {config.record_frames}`; held-out levels are disjoint.
 Autoencoder: configs/{name}/autoencoder.py. Dynamics: {config.steps:,} updates of {config.data.batch} clips of
 {config.data.clip_frames} frames ({config.steps * per_step:,} frames), {hours:.1f} hours on {options.device}.
@@ -116,7 +116,7 @@ Weights are the slow (EMA) ones, rounded to float16; the table was measured on t
 
     python -m wm_jax.eval {options.out}
 
-{table.markdown(report)}
+{table.markdown(report).split("    python", 1)[1].split(chr(10), 1)[1].strip()}
 
 ![curves](curves.png)
 
@@ -125,6 +125,11 @@ Weights are the slow (EMA) ones, rounded to float16; the table was measured on t
 It sees {config.world.dynamics.window_frames} past frames: what left the screen for longer is dreamed anew. It knows the
 players it was trained on, not every way to play. Small things (coins, enemies) blur first.
 """
+
+
+def _players(config: TrainConfig) -> str:
+    mix = EpisodeFolder.open(config.data.episodes).meta["source"]["mix"]
+    return ", ".join(f"{share:.0%} {name}" for name, share in mix.items()) + " players"
 
 
 def main() -> int:
