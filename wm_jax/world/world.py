@@ -77,6 +77,8 @@ def load_prompts(folder: str | Path) -> Prompt:
     arrays = checkpoint.load_prompts(world_folder(folder))
     if arrays is None:
         return Prompt()
+    if {"frames", "keys"} - set(arrays):
+        raise ValueError(f"{folder}: prompts.npz holds {', '.join(sorted(arrays))}; it must hold frames and keys")
     return Prompt(frames=arrays["frames"], controls=Controls(keys=arrays["keys"]))
 
 
