@@ -129,7 +129,9 @@ players it was trained on, not every way to play. Small things (coins, enemies) 
 
 def _players(config: TrainConfig) -> str:
     mix = EpisodeFolder.open(config.data.episodes).meta["source"].get("mix")
-    return ", ".join(f"{share:.0%} {name}" for name, share in mix.items()) + " players" if mix else "brought from outside"
+    return (
+        ", ".join(f"{share:.0%} {name}" for name, share in mix.items()) + " players" if mix else "brought from outside"
+    )
 
 
 def main() -> int:
