@@ -44,7 +44,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
 
 test-core:
 	$(MAKE) pytest VENV=$(if $(PYTHON),.venv-$(notdir $(PYTHON)),.venv) PYTEST_FLAGS="-m core $(PYTEST_FLAGS)"

@@ -27,6 +27,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Generator[None, None, None]:
+    """Compiled programs go with the file that wanted them: each holds memory maps, of which a process has only so many
+    (vm.max_map_count), and past that the next one ends in a segmentation fault inside LLVM."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks `core` what a Python 3.11 with JAX 0.10 must pass too: the model, its layers, its files on disk."""
     for item in items:
