@@ -18,7 +18,7 @@ def config() -> TrainConfig:
         data=DataConfig(episodes="episodes/coinrun", held_out="episodes/coinrun_held_out", clip_frames=20, batch=6),
         record_frames=600_000,
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, ema=0.998),
-        steps=7000,
+        steps=12000,
         picture_every=500,
         save_every=250,
         autoencoder_from="configs/coinrun/autoencoder.py",
