@@ -33,6 +33,9 @@ def main(argv: list[str]) -> None:
     # Compiled programs outlive the process: a restarted run begins within seconds.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache"))
 
+    from wm_jax.host_memory import keep_freed_memory
+
+    keep_freed_memory()
     from wm_jax import config as config_file
     from wm_jax.training.config import load_config
     from wm_jax.training.prepare import train

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- files: `make readme` writes these lines from the first line of each file -->", "<!-- end of files -->"
+START, END = (
+    "<!-- files: `make readme` writes these lines from the first line of each file -->",
+    "<!-- end of files -->",
+)
 FOLDERS = ("wm_jax", "pallas_kernels", "configs", "examples")
 
 
