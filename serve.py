@@ -10,6 +10,10 @@ actions.npz holds `keys`, bool [frames, keys of the world]: numpy.savez("actions
 Scripts talk to the server over a WebSocket (examples/stream.py); GET /openapi.json describes the HTTP half.
 """
 
+import gc
+
+gc.disable()  # `run` explains and enables it again
+
 import dataclasses
 import logging
 import sys
@@ -66,6 +70,10 @@ def run(args: ServeArgs, console: Console) -> None:
     use_compile_cache(compile_cache_dir(args.server))
     world, params = load(args.world)
     prompts = load_prompts(args.world)
+    # What was imported stays as long as the process. The collector went through it again and again while it was loaded,
+    # a tenth of the time to the first frame, and would go on doing so between frames.
+    gc.freeze()
+    gc.enable()
     if args.rollout is None:
         play(args.server, world, params, prompts, console)
     else:

@@ -50,6 +50,11 @@ def test_the_bench_measures_what_the_bars_name(server):
     assert "gap_p99_ms" in bench.show(numbers) and "< 75" in bench.show(numbers)
 
 
+def test_the_bench_says_when_its_server_did_not_start(tmp_path):
+    with pytest.raises(ServerError, match=r"serve\.py ended with exit status 2"):
+        bench.run(bench.BenchConfig(str(tmp_path / "no_world")))
+
+
 def test_the_stream_example_writes_every_frame(server, tmp_path, root):
     spec = importlib.util.spec_from_file_location("stream", root / "examples" / "stream.py")
     assert spec is not None and spec.loader is not None

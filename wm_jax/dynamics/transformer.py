@@ -24,7 +24,9 @@ from wm_jax.nn.rope import rotate, rotate_grid
 
 SPACE_BASE = 100.0
 TIME_BASE = 100.0
-UNROLLED_REPEATS = 4  # a scan copies what its gradient keeps: a tenth of a small model's step on a CPU
+# In training: a scan copies what its gradient keeps, a tenth of a small model's step on a CPU. Playing has no gradient, and
+# a program that is not unrolled is traced and loaded in two thirds of the time.
+UNROLLED_REPEATS = 4
 
 
 class Dynamics(nnx.Module):
@@ -213,7 +215,8 @@ class Dynamics(nnx.Module):
             return x, written
 
         layers = (split(weights, len(config.pattern)), split(past, looks_back))
-        x, written = jax.lax.scan(super_block, x, layers, unroll=config.repeats <= UNROLLED_REPEATS)
+        is_unrolled = past is None and config.repeats <= UNROLLED_REPEATS
+        x, written = jax.lax.scan(super_block, x, layers, unroll=is_unrolled)
         return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), written)
 
     def _meet_in_space(self, q, k, v):

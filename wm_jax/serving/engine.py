@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -67,16 +68,22 @@ class Engine:
         report("placing weights", 0.0)
         self._params = jax.device_put(self._params)
         prompt = self.scenes.pick(Opening(0))
-        report("compiling start", 0.1)
-        self._start = jax.jit(self._start_one).lower(self._params, prompt, np.uint32(0)).compile()
-        report("compiling seats", 0.4)
-        one = self._start(self._params, prompt, np.uint32(0))
-        state = _bare(empty(self.world, self.slots))
-        self._put = jax.jit(self._put_one, donate_argnums=0).lower(state, np.int32(0), one).compile()
-        report("compiling step", 0.5)
         keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
         active = np.zeros(self.slots, bool)
-        self._step = jax.jit(self._step_all, donate_argnums=1).lower(self._params, state, keys, active).compile()
+        with ThreadPoolExecutor(3) as compilers:  # one program compiles while the next is traced
+            report("tracing start", 0.1)
+            start = jax.jit(self._start_one).lower(self._params, prompt, np.uint32(0))
+            starting = compilers.submit(start.compile)
+            report("tracing step", 0.2)
+            state = _bare(empty(self.world, self.slots))
+            step = jax.jit(self._step_all, donate_argnums=1).lower(self._params, state, keys, active)
+            stepping = compilers.submit(step.compile)
+            put = jax.jit(self._put_one, donate_argnums=0).lower(state, np.int32(0), start.out_info)
+            putting = compilers.submit(put.compile)
+            report("compiling", 0.4)
+            self._start, self._put = starting.result(), putting.result()
+            one = self._start(self._params, prompt, np.uint32(0))
+            self._step = stepping.result()
         report("warming up", 0.9)
         self._state = self._put(state, np.int32(0), one)
         for _ in range(2):

@@ -63,7 +63,7 @@ def load(folder: str | Path) -> tuple[World, Params]:
     raw, params = checkpoint.load_world_files(folder)
     world = World(config_file.from_json(WorldConfig, raw, str(folder / "config.json")))
     checkpoint.check_tree(world.shapes(), params, folder)
-    return world, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params)
+    return world, jax.device_put(jax.tree.map(lambda leaf: np.array(leaf, np.float32), params))
 
 
 def world_folder(folder: str | Path) -> Path:
