@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from wm_jax.envs import Game, Policy
+from wm_jax.envs.base import Game, Policy
 
 MIX = {"uniform": 0.08, "sticky": 0.27, "runner": 0.35, "mixed": 0.30}
 """Share of the episodes each policy plays (of the frames it depends: who plays well may play long). Random play alone

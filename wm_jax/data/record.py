@@ -24,6 +24,7 @@ from wm_jax import envs
 from wm_jax.data.episode import EpisodeError
 from wm_jax.data.policies import MIX, make_policy
 from wm_jax.data.writer import EpisodeWriter
+from wm_jax.envs.base import Game
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Played:
     seed: int
 
 
-def play(game: envs.Game, seed: int, number: int, max_length: int) -> Played:
+def play(game: Game, seed: int, number: int, max_length: int) -> Played:
     """Plays episode `number` of the recording `seed`, from a fresh level to its end or to `max_length` frames."""
     rng = np.random.default_rng([seed, number])
     name = str(rng.choice(list(MIX), p=list(MIX.values())))
@@ -119,7 +120,7 @@ def record(config: RecordConfig, *, quiet: bool = False) -> Path:
     return config.out
 
 
-def _episodes(config: RecordConfig, game: envs.Game) -> Generator[Played, None, None]:
+def _episodes(config: RecordConfig, game: Game) -> Generator[Played, None, None]:
     """Episodes 0, 1, 2, ... in order, played here or by the workers."""
     if config.workers == 0:
         for number in itertools.count():

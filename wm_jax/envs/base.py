@@ -20,10 +20,6 @@ Policy = Callable[[Frame, dict[str, Any]], Keys]
 """Chooses the keys for the next frame from the last frame and its info; may remember what it did."""
 
 
-class MissingGameError(ImportError):
-    """The library of a game is not installed; the message says how to install it."""
-
-
 class Game(gymnasium.Env[np.ndarray, np.ndarray]):
     """A game played by holding keys.
 

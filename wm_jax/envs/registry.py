@@ -1,10 +1,11 @@
-"""Finds a game by its name, without importing the libraries of the others."""
+"""Finds a game by its name, without importing the libraries of the others; naming them imports not even Gymnasium."""
 
 import importlib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wm_jax.envs.base import Game, MissingGameError, Split
+if TYPE_CHECKING:
+    from wm_jax.envs.base import Game, Split
 
 _GAMES = {
     "coinrun": ("wm_jax.envs.coinrun", "CoinRun", "procgen"),
@@ -15,12 +16,16 @@ _GAMES = {
 NAMES = tuple(_GAMES)
 
 
+class MissingGameError(ImportError):
+    """The library of a game is not installed; the message says how to install it."""
+
+
 def is_installed(name: str) -> bool:
     """Whether the library that the game `name` needs can be found. Imports nothing heavy."""
     return importlib.util.find_spec(_known(name)[2]) is not None
 
 
-def make(name: str, *, split: Split = "train", **options: Any) -> Game:
+def make(name: str, *, split: "Split" = "train", **options: Any) -> "Game":
     """Makes the game `name`, playing the levels of `split`.
 
     Raises:

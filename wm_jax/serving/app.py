@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import logging
 import math
@@ -20,6 +19,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from wm_jax import envs
 from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher, Delivery
 from wm_jax.serving.config import ServeConfig, compile_cache_dir
@@ -84,32 +84,24 @@ class Service:
         self.config = config
         self.world = world.config
         self.scenes = Scenes(prompts)
+        has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
+        self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self._loop: asyncio.AbstractEventLoop | None = None
         engine = Engine(world, params, self.scenes, config.slots)
         arcade = Arcade(self.world.env, self._deliver)
         self.batcher = Batcher(engine, arcade, self.world.fps, self._deliver)
         self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher)
 
-    @functools.cached_property
-    def sources(self) -> list[Source]:
-        """ "dream", and "real" where the game is installed."""
-        from wm_jax import envs  # slow to import: done beside the compiler, see `running`
-
-        has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
-        return ["dream", "real"] if has_game else ["dream"]
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compiles and plays in the background while the server is up."""
         self._loop = asyncio.get_running_loop()
         self.batcher.begin()
-        looking = self._loop.run_in_executor(None, lambda: self.sources)
         sweeper = asyncio.create_task(self.lobby.sweep_forever())
         try:
             yield
         finally:
             sweeper.cancel()
-            await looking
             await self.lobby.drain()
             await asyncio.to_thread(self.batcher.stop)
 
