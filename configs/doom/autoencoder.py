@@ -16,7 +16,7 @@ WORLD = WorldConfig(
     name="doom",
     env="doom",
     image=(64, 64),
-    fps=17.5,
+    fps=35.0,
     controls=ControlSpace(
         (
             KeyBinding("KeyW", "forward"),
@@ -40,7 +40,7 @@ def config() -> TrainConfig:
         world=WORLD,
         objective=Reconstruction(),
         data=DataConfig(episodes="episodes/doom", held_out="episodes/doom_held_out", clip_frames=2, batch=24),
-        record_frames=300_000,
+        record_frames=400_000,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema=0.998, use_muon=False),
         steps=4000,
         picture_every=500,

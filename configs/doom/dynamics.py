@@ -16,7 +16,7 @@ def config() -> TrainConfig:
         world=WORLD,
         objective=ShortcutForcing(bootstrap=1 / 6, recycle_from=3500),
         data=DataConfig(episodes="episodes/doom", held_out="episodes/doom_held_out", clip_frames=20, batch=6),
-        record_frames=300_000,
+        record_frames=400_000,
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, ema=0.998),
         steps=5000,
         picture_every=500,
