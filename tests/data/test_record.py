@@ -50,6 +50,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def test_each_split_has_its_own_seed_unless_one_is_given():
+    assert [dataclasses.replace(BALL, seed=None, split=split).chosen_seed for split in ("train", "held_out")] == [0, 1]
+    assert dataclasses.replace(BALL, seed=7, split="held_out").chosen_seed == 7
+
+
 def test_the_same_seed_writes_the_same_bytes(ball: Path, tmp_path: Path):
     again = record(dataclasses.replace(BALL, out=tmp_path / "again"), quiet=True)
     other = record(dataclasses.replace(BALL, out=tmp_path / "other", seed=1), quiet=True)

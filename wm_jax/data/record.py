@@ -45,8 +45,8 @@ class RecordConfig:
     """How many frames to record, in all."""
     split: Literal["train", "held_out"] = "train"
     """Which levels: record "held_out" too, to measure a world on levels that its training never saw."""
-    seed: int = 0
-    """The same seed writes the same bytes."""
+    seed: int | None = None
+    """The same seed writes the same bytes; by default 0 for "train" and 1 for "held_out", so that no player plays both."""
     workers: int = 0
     """Processes that play beside this one; 0 plays in this process. Does not change what is written."""
     max_length: int = 500
@@ -56,6 +56,11 @@ class RecordConfig:
         for name, least in (("frames", 1), ("workers", 0), ("max_length", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, it must be at least {least}")
+
+    @property
+    def chosen_seed(self) -> int:
+        """The seed, the split's own where none was given."""
+        return ("train", "held_out").index(self.split) if self.seed is None else self.seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +107,7 @@ def record(config: RecordConfig, *, quiet: bool = False) -> Path:
         "writer": f"wm_jax {_version()}",
         "env": config.env,
         "split": config.split,
-        "source": {"seed": config.seed, "max_length": config.max_length, "mix": MIX},
+        "source": {"seed": config.chosen_seed, "max_length": config.max_length, "mix": MIX},
     }
     fps = float(game.metadata["render_fps"])
     writer = EpisodeWriter(config.out, controls=game.controls, image=(height, width), fps=fps, facts=facts)
@@ -124,7 +129,7 @@ def _episodes(config: RecordConfig, game: Game) -> Generator[Played, None, None]
     """Episodes 0, 1, 2, ... in order, played here or by the workers."""
     if config.workers == 0:
         for number in itertools.count():
-            yield play(game, config.seed, number, config.max_length)
+            yield play(game, config.chosen_seed, number, config.max_length)
     # A spawned process starts clean: the games' libraries do not survive a fork.
     with concurrent.futures.ProcessPoolExecutor(
         config.workers, multiprocessing.get_context("spawn"), _start_worker, (config,)
@@ -148,7 +153,7 @@ def _start_worker(config: RecordConfig) -> None:
 
 def _play_in_worker(number: int) -> Played:
     config: RecordConfig = _worker["config"]
-    return play(_worker["game"], config.seed, number, config.max_length)
+    return play(_worker["game"], config.chosen_seed, number, config.max_length)
 
 
 def _progress(quiet: bool) -> rich.progress.Progress:
