@@ -72,7 +72,7 @@ def tiny_parts(config: TinyConfig) -> loop.Parts:
         noisy = batch + 0.1 * jax.random.normal(key, batch.shape)
         return jnp.mean(jnp.square(noisy @ params["dense"]["kernel"] + params["dense"]["bias"][None] - 0.5 * batch))
 
-    def step(state: TinyState, batch: jax.Array, number: int) -> tuple[TinyState, dict[str, jax.Array]]:
+    def step(state: TinyState, batch: jax.Array) -> tuple[TinyState, dict[str, jax.Array]]:
         key, now = jax.random.split(state.key)
         value, gradient = jax.value_and_grad(loss)(state.params, batch, now)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -161,10 +161,10 @@ def test_terminated_it_saves_and_goes_on_to_the_same_bits(uninterrupted: Path, t
 
     parts = tiny_parts(config)
 
-    def step(state: Any, batch: Any, number: int) -> Any:
+    def step(state: Any, batch: Any) -> Any:
         if int(state.step) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return parts.step(state, batch, number)
+        return parts.step(state, batch)
 
     with pytest.raises(SystemExit) as stopped:
         loop.run(config, out, dataclasses.replace(parts, step=step))
@@ -211,8 +211,8 @@ def test_spoiled_weights_are_never_saved(tmp_path: Path) -> None:
 
     parts = tiny_parts(config)
 
-    def step(state: Any, batch: Any, number: int) -> Any:
-        state, metrics = parts.step(state, batch, number)
+    def step(state: Any, batch: Any) -> Any:
+        state, metrics = parts.step(state, batch)
         spoiled = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params) if int(state.step) == 8 else state.params
         return dataclasses.replace(state, params=spoiled), metrics
 
@@ -240,7 +240,7 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_one_before_are_read(tmp_
 
     config = TinyConfig(steps=3, log_every=100)
 
-    def step(state: TinyState, batch: Any, number: int) -> Any:
+    def step(state: TinyState, batch: Any) -> Any:
         now = int(state.step) + 1
         told.append(f"dispatch {now}")
         return dataclasses.replace(state, step=state.step + 1), {"loss": Number(now)}

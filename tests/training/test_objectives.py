@@ -1,5 +1,7 @@
 """Laws of the losses: what is taught, what is never fed, who learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,40 +75,21 @@ def test_two_small_strides_of_a_constant_prediction_imply_that_prediction(tiny):
     assert taught.any() and (~taught).any()
 
 
-def test_recycled_rows_carry_errors_from_a_frame_on_and_never_where_nothing_could_be_guessed(tiny):
-    objective = ShortcutForcing()
-    rows, frames = 400, 8
-    segment = jnp.asarray(np.repeat([[0, 0, 0, 0, 1, 1, 1, 1]], rows, axis=0))
-    errors = jnp.ones((rows, frames, *tiny[0].config.latent_shape))
-    added = np.asarray(objective._recycle(jax.random.key(1), errors, segment))[..., 0, 0, 0]
-    touched = added > 0
-    assert not touched[:, [0, 4]].any()
-    assert 0.6 < touched[:, -1].mean() < 0.9, "three quarters of the rows"
-    assert np.all(touched[:, [1, 2, 3, 5, 6]] <= touched[:, [2, 3, 5, 6, 7]] | np.array([0, 0, 1, 0, 0], bool))
-    assert 0.5 <= added[touched].min() and added.max() <= 2.0
-
-
-def test_the_past_is_recycled_after_as_many_updates_as_asked(tiny):
-    """Before them the loss is that of an objective that never recycles; after them it is not."""
+def test_the_bank_remembers_errors_and_gives_them_to_the_past(tiny):
     world, params = tiny
-    objective = ShortcutForcing(recycle_from=10)
-    assert objective.phase(0) == objective.phase(9) != objective.phase(10) == objective.phase(11)
-
-    def loss(objective):
-        return float(objective.loss(world, params, params, clip(world), jax.random.key(0), jnp.asarray(0), {})[0])
-
-    assert loss(objective.phase(9)) == loss(ShortcutForcing(recycled=0.0)) != loss(objective.phase(10))
-
-
-def test_no_gradient_flows_through_the_recycled_past(tiny):
-    """The guess comes from the slow weights, which are not trained."""
-    world, params = tiny
-    objective = ShortcutForcing(recycle_from=0, recycled=1.0)
-
-    def loss(slow):
-        return objective.loss(world, params, slow, clip(world), jax.random.key(0), jnp.asarray(0), {})[0]
-
-    assert all(not np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(jax.grad(loss)(params)["dynamics"]))
+    objective = ShortcutForcing(recycle_from=0, bank=64)
+    carry = objective.init_carry(world)
+    _, (_, carry) = jax.jit(lambda key: objective.loss(world, params, params, clip(world), key, jnp.asarray(1), carry))(
+        jax.random.key(0)
+    )
+    assert float(jnp.abs(carry["errors"]).max()) > 0.0
+    clean = jnp.zeros((64, FRAMES, *world.config.latent_shape))
+    errors = jnp.ones_like(carry["errors"])
+    added = np.asarray(objective._recycle(jax.random.key(1), clean, jnp.asarray(5), errors))
+    touched = added.any(axis=(2, 3, 4))
+    assert 0.25 < touched.mean() < 0.55 and (~touched.any(axis=1)).any()
+    late = dataclasses.replace(objective, recycle_from=10)
+    assert not np.any(np.asarray(late._recycle(jax.random.key(1), clean, jnp.asarray(5), errors)))
 
 
 def test_a_frame_is_learned_from_the_remembered_past_and_never_from_itself(tiny):

@@ -79,7 +79,7 @@ def first_stage(**fields: Any) -> TrainConfig:
 def second_stage(**fields: Any) -> TrainConfig:
     config = first_stage(
         name="tiny",
-        objective=ShortcutForcing(recycle_from=1),
+        objective=ShortcutForcing(bank=16, recycle_from=1),
         data=DataConfig(episodes="episodes", held_out="held_out", clip_frames=6, batch=4),
         optimizer=OptimizerConfig(warmup_steps=1),
         autoencoder_from="autoencoder",

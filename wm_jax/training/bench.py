@@ -41,8 +41,6 @@ class BenchConfig:
     """A run's config file."""
     rounds: int = 10
     """How often each arm is timed; the median counts."""
-    late: bool = False
-    """The last phase of the objective (the past recycled) in place of the first."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -51,18 +49,17 @@ class BenchConfig:
             raise ValueError(f"--rounds is {self.rounds}, it must be at least 1")
 
 
-def measure(config: TrainConfig, rounds: int, late: bool) -> dict[str, Any]:
+def measure(config: TrainConfig, rounds: int) -> dict[str, Any]:
     """Frames a second of the update, and its rate beside that of a matrix product, both as medians of interleaved rounds."""
-    phase = config.steps if late else 0
     train_step, batch = make_train_step(config), random_batch(config)
     state = init_state(dataclasses.replace(config, autoencoder_from=None))
-    flops = update_flops(config, late)
+    flops = product_flops(jax.make_jaxpr(train_step)(state, batch).jaxpr)
     square = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), jnp.dtype(config.world.dynamics.dtype))
     multiply = jax.jit(jnp.matmul)
 
     def update() -> Any:
         nonlocal state
-        state, metrics = train_step(state, batch, phase)
+        state, metrics = train_step(state, batch)
         return metrics["loss"]
 
     for arm in (update, update, lambda: multiply(square, square)):
@@ -85,14 +82,6 @@ def measure(config: TrainConfig, rounds: int, late: bool) -> dict[str, Any]:
         "jax": jax.__version__,
         "commit": commit(),
     }
-
-
-def update_flops(config: TrainConfig, late: bool) -> int:
-    """What `product_flops` counts in one update; traces it, computes nothing."""
-    phase = config.steps if late else 0
-    state = init_state(dataclasses.replace(config, autoencoder_from=None))
-    traced = jax.make_jaxpr(lambda state, batch: make_train_step(config)(state, batch, phase))
-    return product_flops(traced(state, random_batch(config)).jaxpr)
 
 
 def random_batch(config: TrainConfig) -> Clip | LatentClip:
@@ -147,7 +136,7 @@ def main() -> int:
     try:
         options = tyro.cli(BenchConfig, prog="python -m wm_jax.training.bench")
         host_memory.keep_freed_memory()
-        report = measure(load_config(options.config), options.rounds, options.late)
+        report = measure(load_config(options.config), options.rounds)
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

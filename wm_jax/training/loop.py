@@ -60,7 +60,7 @@ class Parts:
       init: `is_resumed -> state`: a fresh train state with the weights in its field `params`. When resumed, all its
         leaves are overwritten: only structure and shapes matter then.
       make_loader: `state -> loader`.
-      step: `(state, batch, updates so far) -> (state, metrics)`, compiled, the state donated; metrics hold `loss`.
+      step: `(state, batch) -> (state, metrics)`, compiled, the state donated; metrics hold `loss`.
       draw: `state -> uint8 [h w 3]`.
       export: `(state, folder)` writes the world as it is now.
       frames_per_step: Frames in a batch.
@@ -68,7 +68,7 @@ class Parts:
 
     init: Callable[[bool], Any]
     make_loader: Callable[[Any], Loader]
-    step: Callable[[Any, Any, int], tuple[Any, Mapping[str, jax.Array]]]
+    step: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
     draw: Callable[[Any], np.ndarray]
     export: Callable[[Any, Path], None]
     frames_per_step: int
@@ -139,7 +139,7 @@ def _drive(
     mesh, saved_step, before = make_mesh(), -1, None
     while step < config.steps and not stop.signal:
         batch = put_batch(mesh, next(loader))
-        state, metrics = parts.step(state, batch, step)
+        state, metrics = parts.step(state, batch)
         step += 1
         # The device is busy with this step while the host reads the numbers of the one before.
         _settle(config, out, tracker, before)

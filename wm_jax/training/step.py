@@ -15,19 +15,12 @@ from wm_jax.training.optimizer import make_optimizer, make_schedule
 from wm_jax.training.state import TrainState
 from wm_jax.world import World
 
-Step = Callable[[TrainState, Any, int], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(config: TrainConfig) -> Step:
-    """`(state, batch, step) -> (state, metrics)`, compiled once a phase of the objective, the state donated.
-
-    `step` is `state.step` as the host knows it without waiting for the device: it chooses the phase.
-    """
-
-    def train_step(state: TrainState, batch: Any, step: int):
-        return _train_step(dataclasses.replace(config, objective=config.objective.phase(step)), state, batch)
-
-    return train_step
+    """`(state, batch) -> (state, metrics)`, compiled once, the state donated."""
+    return functools.partial(_train_step, config)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -38,11 +38,6 @@ class Reconstruction:
     masked: float = 0.2
     parts: ClassVar[tuple[str, ...]] = ("autoencoder",)
 
-    def phase(self, step: int) -> "Reconstruction":
-        """The same from the first update to the last."""
-        del step
-        return self
-
     def init_carry(self, world: World) -> dict[str, jax.Array]:
         """Running mean and variance of raw latents, per channel."""
         channels = world.config.autoencoder.channels

@@ -2,8 +2,7 @@
 
 Source: Diffusion Forcing, algorithm 1; One Step Diffusion via Shortcut Models, section 3; Training Agents Inside of
 Scalable World Models, section 3.1 (x-space loss, ramp weight); Causal Forcing and LongLive 2.0 (a remembered copy of the
-clip, so that every frame is learned in the situation in which it is played); Parallel Scheduled Sampling, section 3 (own
-guesses in place of the remembered frames, all frames of a clip guessed in one pass).
+clip, so that every frame is learned in the situation in which it is played).
 """
 
 import dataclasses
@@ -30,9 +29,9 @@ class ShortcutForcing:
       images: Share of rows cut into single frames, which teaches to start from nothing.
       cuts: Share of rows whose past is hidden before a random frame.
       unknown: Share of rows whose controls are hidden.
-      recycled: Share of rows that remember, from a random frame on, what the model itself makes of those frames, as in
-        playing; it learns to bring back the detail that its own frames lack. A pass more: an update takes a third longer.
+      recycled: Chance that a remembered frame carries one of the model's own old errors.
       recycle_from: Updates after which that begins.
+      bank: Old errors kept.
     """
 
     bootstrap: float = 0.125
@@ -42,18 +41,14 @@ class ShortcutForcing:
     images: float = 0.05
     cuts: float = 0.1
     unknown: float = 0.1
-    recycled: float = 0.75
+    recycled: float = 0.5
     recycle_from: int = 2000
+    bank: int = 1024
     parts: ClassVar[tuple[str, ...]] = ("embedder", "dynamics")
 
-    def phase(self, step: int) -> "ShortcutForcing":
-        """What is taught after so many updates; the same object for the same phase, so that each compiles once."""
-        return dataclasses.replace(self, recycled=self.recycled if step >= self.recycle_from else 0.0, recycle_from=0)
-
     def init_carry(self, world: World) -> dict[str, jax.Array]:
-        """Nothing is carried from update to update."""
-        del world
-        return {}
+        """The bank of the model's own errors, empty."""
+        return {"errors": jnp.zeros((self.bank, *world.config.latent_shape), jnp.float32)}
 
     def finish(self, params: Params, carry: dict[str, jax.Array]) -> Params:
         """The weights as they are: this stage measures nothing."""
@@ -62,24 +57,16 @@ class ShortcutForcing:
 
     def loss(self, world: World, params: Params, slow: Params, batch: Any, key: jax.Array, step, carry):
         """Weighted squared error in clean-latent space; `batch` has latents, controls and is_first."""
-        del step
         config = world.config.dynamics
         clean = batch.latents.astype(jnp.float32)
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 7)
         level, stride, is_boot = self._levels(config, keys[0], clean.shape[:2])
         segment, is_known = self._segments(keys[1], batch.is_first)
         memory = self._context_levels(config, keys[2], clean.shape[:2])
-        blur, noise = jax.random.normal(keys[3], clean.shape), jax.random.normal(keys[4], clean.shape)
-        noisy = mix(noise, clean, _at(level / config.levels))
-
-        def given_past(remembered):
-            past = (mix(blur, remembered, _at(memory / config.levels)), memory)
-            return (batch.controls.keys, is_known, segment, past)
-
-        given = given_past(clean)
-        if self.recycled:
-            own = _predict(world, slow, noise, jnp.zeros_like(level), jnp.zeros_like(stride), given)
-            given = given_past(clean + self._recycle(keys[5], own - clean, segment))
+        dirty = clean + self._recycle(keys[3], clean, step, carry["errors"])
+        past = (mix(jax.random.normal(keys[4], clean.shape), dirty, _at(memory / config.levels)), memory)
+        noisy = mix(jax.random.normal(keys[5], clean.shape), clean, _at(level / config.levels))
+        given = (batch.controls.keys, is_known, segment, past)
         guess = _predict(world, params, noisy, level, stride, given)
         rows, target = self._boot_rows(clean.shape[0]), clean
         if rows:
@@ -93,6 +80,7 @@ class ShortcutForcing:
             "bootstrap": _mean_where(error, is_boot),
             "from_noise": _mean_where(error, ~is_boot & (level < config.levels // 4)),
         }
+        carry = {"errors": self._bank(keys[6], guess - clean, level / config.levels, is_boot, carry["errors"])}
         return loss, (metrics, carry)
 
     def _boot_rows(self, batch: int) -> int:
@@ -137,18 +125,28 @@ class ShortcutForcing:
         is_known = ~is_first & ~jax.random.bernoulli(k[3], self.unknown, (rows, 1))
         return segment, is_known
 
-    def _recycle(self, key, errors, segment):
-        """The model's errors on the frames that are to carry them, 0 elsewhere; stretched, because playing adds them up.
+    def _recycle(self, key, clean, step, errors):
+        """Old errors for remembered frames; a fifth of the rows stays clean.
 
-        The first frames of a segment have no past to be guessed from, and a player starts from true ones.
+        Source: Stable Video Infinity (error recycling); LongLive 2.0, context injection.
         """
-        k = jax.random.split(key, 3)
-        rows, frames = segment.shape
-        has_past = segment == jnp.roll(segment, 1, axis=1)
-        since = jax.random.randint(k[0], (rows, 1), 1, frames)
-        chosen = has_past & (jnp.arange(frames)[None] >= since) & jax.random.bernoulli(k[1], self.recycled, (rows, 1))
-        size = jax.random.uniform(k[2], (rows, frames), minval=0.5, maxval=2.0)
-        return jax.lax.stop_gradient(_at(jnp.where(chosen, size, 0.0)) * errors)
+        k = jax.random.split(key, 4)
+        shape = clean.shape[:2]
+        drawn = errors[jax.random.randint(k[0], shape, 0, self.bank)]
+        chosen = jax.random.bernoulli(k[1], self.recycled, shape) & (step >= self.recycle_from)
+        chosen = chosen & jax.random.bernoulli(k[2], 0.8, (shape[0], 1))
+        size = jax.random.uniform(k[3], shape, minval=0.7, maxval=1.3)
+        return _at(jnp.where(chosen, size, 0.0)) * drawn
+
+    def _bank(self, key, error, level, is_boot, errors):
+        """The bank with some of this batch's errors in it, taken from middling levels."""
+        k = jax.random.split(key, 2)
+        flat = jax.lax.stop_gradient(error).reshape(-1, *error.shape[2:])
+        count = min(flat.shape[0], max(self.bank // 16, 1))
+        fits = (~is_boot & (level >= 0.2) & (level <= 0.8)).reshape(-1)
+        picked = jnp.argsort(jax.random.uniform(k[0], fits.shape) + ~fits)[:count]
+        place = jax.random.permutation(k[1], self.bank)[:count]
+        return errors.at[place].set(jnp.where(fits[picked, None, None, None], flat[picked], errors[place]))
 
 
 def _predict(world: World, params: Params, noisy, level, stride, given):
