@@ -67,11 +67,11 @@ def make_parts(config: TrainConfig) -> loop.Parts:
 
 
 def first_frames(episodes: EpisodeFolder, count: int = SHIPPED_PROMPTS) -> dict[str, np.ndarray]:
-    """Prompts for players: a few frames and what led to them, from different episodes, never across a boundary."""
+    """Prompts for players: a few frames and what led to them, from the middle of different episodes."""
     length = PROMPT_FRAMES
     able = [i for i, episode in enumerate(episodes.episodes) if episode.length > 2 * length]
     chosen = [able[int(i)] for i in np.linspace(0, len(able) - 1, min(count, len(able)))]
-    starts = [1 + i % (episodes.episodes[e].length - length - 1) for i, e in enumerate(chosen)]
+    starts = [(episodes.episodes[e].length - length) // 2 for e in chosen]
     frames = [episodes.frames(e, s, length) for e, s in zip(chosen, starts, strict=True)]
     keys = [episodes.keys(e, s, length) for e, s in zip(chosen, starts, strict=True)]
     return {"frames": np.stack(frames), "keys": np.stack(keys)}
