@@ -21,7 +21,7 @@ def make_policy(name: str, game: Game, rng: np.random.Generator) -> Policy:
     if name == "sticky":
         return _Sticky(game, rng)
     if name == "runner":
-        return game.runner(rng)
+        return _runner(game, rng)
     if name == "mixed":
         return _Mixed(game, rng)
     raise ValueError(f"no policy is called {name!r}; there are {', '.join(MIX)}")
@@ -30,6 +30,11 @@ def make_policy(name: str, game: Game, rng: np.random.Generator) -> Policy:
 def _uniform(game: Game, rng: np.random.Generator) -> Policy:
     combos = [game.hold(*codes) for codes in game.combos]
     return lambda frame, info: combos[int(rng.integers(len(combos)))]
+
+
+def _runner(game: Game, rng: np.random.Generator) -> Policy:
+    """The game's own; of a game that brings none, the sticky player."""
+    return _Sticky(game, rng) if type(game).runner is Game.runner else game.runner(rng)
 
 
 class _Sticky:
@@ -55,7 +60,7 @@ class _Mixed:
 
     def __init__(self, game: Game, rng: np.random.Generator):
         self.rng = rng
-        self.players = [game.runner(rng), _Sticky(game, rng)]
+        self.players = [_runner(game, rng), _Sticky(game, rng)]
         self.now, self.left = 1, 0
 
     def __call__(self, frame: np.ndarray, info: dict[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import rich.console
@@ -37,7 +37,7 @@ class RecordConfig:
     unfinished. A 64x64 frame takes 12 kB: 600,000 frames are 7.4 GB.
     """
 
-    env: Literal["coinrun", "doom", "breakout", "bouncing_ball"]
+    env: Annotated[str, tyro.conf.arg(metavar="|".join(envs.NAMES))]
     """The game."""
     out: Path
     """The episode folder to write; it must not exist yet."""
@@ -53,6 +53,8 @@ class RecordConfig:
     """An episode that is still going after this many frames is cut off there."""
 
     def __post_init__(self) -> None:
+        if self.env not in envs.NAMES:
+            raise ValueError(f"no game is called {self.env!r}; there are {', '.join(envs.NAMES)}")
         for name, least in (("frames", 1), ("workers", 0), ("max_length", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, it must be at least {least}")

@@ -4,6 +4,6 @@ Never trains, never writes files, never imports a game's library before it is as
 Imports types only.
 """
 
-from wm_jax.envs.registry import NAMES, MissingGameError, is_installed, make
+from wm_jax.envs.registry import NAMES, MissingGameError, held_out, is_installed, make
 
-__all__ = ["NAMES", "MissingGameError", "is_installed", "make"]
+__all__ = ["NAMES", "MissingGameError", "held_out", "is_installed", "make"]

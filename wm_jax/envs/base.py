@@ -29,11 +29,13 @@ class Game(gymnasium.Env[np.ndarray, np.ndarray]):
     Attributes:
       controls: What can be held; column i of an action is `controls.keys[i]`.
       combos: Sensible sets of key codes to hold together, with how likely a sticky random player picks each.
+      held_out: What the held-out levels are, in words, for the page of a world.
       split: Which levels are played.
     """
 
     controls: ClassVar[ControlSpace]
     combos: ClassVar[dict[tuple[str, ...], float]]
+    held_out: ClassVar[str] = "levels that training never sees"
     split: Split
 
     def __init__(self, image: tuple[int, int], fps: float, split: Split, render_mode: str | None = None):
@@ -80,7 +82,7 @@ class Game(gymnasium.Env[np.ndarray, np.ndarray]):
         return level
 
     def runner(self, rng: np.random.Generator) -> Policy:
-        """A scripted player that gets somewhere; a fresh one for each episode."""
+        """A scripted player that gets somewhere; a fresh one for each episode. Without one the sticky player takes its place."""
         raise NotImplementedError
 
 

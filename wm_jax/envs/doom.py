@@ -33,6 +33,7 @@ _BRIGHTER = (255 * (np.arange(256) / 255) ** 0.6).round().astype(np.uint8)
 class Doom(Game):
     """Walk through the maps of Freedoom. Nothing can kill you; an episode ends only if you find an exit."""
 
+    held_out: ClassVar[str] = "other walks through the same maps (a first view may be one that training has seen)"
     controls = keys_of(
         ("KeyW", "forward"),
         ("KeyS", "back"),

@@ -41,6 +41,12 @@ def make(name: str, *, split: "Split" = "train", **options: Any) -> "Game":
     return getattr(importlib.import_module(module), kind)(split=split, **options)
 
 
+def held_out(name: str) -> str:
+    """What the held-out levels of a game are, in words; imports the adaptor, not the game's library."""
+    module, kind, _ = _known(name)
+    return getattr(importlib.import_module(module), kind).held_out
+
+
 def _known(name: str) -> tuple[str, str, str]:
     if name not in _GAMES:
         raise ValueError(f"no game is called {name!r}; there are {', '.join(NAMES)}")

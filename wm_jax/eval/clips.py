@@ -108,6 +108,7 @@ def open_held_out(path: Path, config: WorldConfig, frames: int) -> Recording:
             f"{path} holds the split {folder.meta.get('split')!r}: a world is measured on levels that its "
             f"training never saw, record them with --split held_out"
         )
+    folder.check_once()
     # An episode that ends with the last frame may have been cut short there, so it never counts.
     limit = min(frames, folder.num_frames)
     whole = [episode for episode in folder.episodes if episode.start + episode.length < limit] or folder.episodes
@@ -115,7 +116,11 @@ def open_held_out(path: Path, config: WorldConfig, frames: int) -> Recording:
 
 
 def check_match(folder: EpisodeFolder, config: WorldConfig) -> None:
-    """Refuses a recording with other keys or another picture size than the world."""
+    """Refuses a recording of another game, with other keys or another picture size than the world."""
+    if folder.meta.get("env") != config.env:
+        raise ValueError(
+            f"{folder.path} is a recording of {folder.meta.get('env')!r}, world {config.name!r} is of {config.env!r}"
+        )
     if folder.controls.codes != config.controls.codes:
         raise ValueError(
             f"{folder.path} was played with the keys {', '.join(folder.controls.codes)}, world "

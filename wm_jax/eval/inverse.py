@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from wm_jax import checkpoint
 from wm_jax.eval.control import Head, heads_of
 from wm_jax.types import ControlSpace, KeyBinding, Params
 
@@ -138,7 +139,7 @@ def load(path: Path) -> Inverse:
     """What `save` wrote.
 
     Raises:
-      ValueError: the file is broken or of another kind.
+      ValueError: the file is broken, of another kind, or weights are missing or of another shape.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
@@ -160,4 +161,7 @@ def load(path: Path) -> Inverse:
         layer, kind = name.split(".")
         params.setdefault(layer, {})[kind] = leaf
     height, width = json.loads(facts["image"])
-    return Inverse(controls, (height, width), params, json.loads(facts["facts"]))
+    inverse = Inverse(controls, (height, width), params, json.loads(facts["facts"]))
+    wanted = jax.eval_shape(lambda: init(inverse.heads, inverse.image, jax.random.key(0)))
+    checkpoint.check_tree(wanted, params, path)
+    return inverse

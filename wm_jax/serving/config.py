@@ -58,6 +58,10 @@ class ServeConfig:
             raise ServeConfigError(f"slots is {self.slots}; a server needs at least 1")
         if not 1 <= self.quality <= 100:
             raise ServeConfigError(f"quality is {self.quality}; JPEG knows 1 to 100")
+        if not 0 <= self.port <= 65_535:
+            raise ServeConfigError(f"port is {self.port}; there are 0 (any free one) to 65535")
+        if not self.messages_per_s > 0:
+            raise ServeConfigError(f"messages_per_s is {self.messages_per_s}; it must be more than 0")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:

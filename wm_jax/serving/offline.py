@@ -26,7 +26,8 @@ def read_keys(path: Path, controls: ControlSpace) -> Bool[np.ndarray, "t keys"]:
         with np.load(path, allow_pickle=False) as arrays:
             names = list(arrays.files) if hasattr(arrays, "files") else []
             keys = np.asarray(arrays["keys"]) if "keys" in names else None
-    except (OSError, ValueError, BadZipFile, EOFError, AttributeError) as error:
+    # TypeError: an .npy file, one array without a name.
+    except (OSError, ValueError, BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no readable .npz file: {error}") from None
     if keys is None:
         raise ValueError(
@@ -39,6 +40,8 @@ def read_keys(path: Path, controls: ControlSpace) -> Bool[np.ndarray, "t keys"]:
         )
     if not len(keys):
         raise ValueError(f"{path}: keys has no frames")
+    if keys.dtype.kind not in "biuf" or not np.isin(keys, (0, 1)).all():
+        raise ValueError(f"{path}: keys is {keys.dtype}; a key is held or not: bool, or 0 and 1 only")
     return keys.astype(bool)
 
 

@@ -378,7 +378,7 @@ class Media(Message):
 
     codec: Codec = "jpeg"
     quality: int | None = Field(default=None, ge=1, le=100)
-    max_fps: float | None = Field(default=None, gt=0)
+    max_fps: float | None = Field(default=None, ge=0.01)
 
 
 class CreateSession(Message):
@@ -490,7 +490,10 @@ def _event_id(text: str) -> "EventId | None":
     found = value.get("event_id", value.get("step_id")) if isinstance(value, dict) else None
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         return None
-    return found[:64] if isinstance(found, str) else found
+    if isinstance(found, str):
+        # json reads half of a surrogate pair, which no answer could carry.
+        return found.encode(errors="replace").decode()[:64]
+    return found
 
 
 def dump(message: Message) -> str:

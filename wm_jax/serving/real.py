@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ class Arcade:
         self.wake: Callable[[], None] = lambda: None
         self._deliver = deliver
         self._seats: dict[str, Seat] = {}
+        self._left: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def is_free(self, session: Session) -> bool:
@@ -84,19 +86,25 @@ class Arcade:
         return seat is None or not seat.is_busy
 
     def play(self, session: Session, turn: Turn) -> None:
-        """Asks for one frame; it is delivered when the game has made it."""
+        """Asks for one frame; it is delivered when the game has made it. Nothing happens once the session has left."""
         with self._lock:
-            seat = self._seats.setdefault(session.id, Seat(self.name))
-        seat.is_busy = True
-        seat.thread.submit(self._play, seat, session, turn)
+            # The device thread may still hold the turn of a session that the event loop has just ended.
+            if session in self._left:
+                return
+            if session.id not in self._seats:
+                self._seats[session.id] = Seat(self.name)
+            seat = self._seats[session.id]
+            seat.is_busy = True
+            seat.thread.submit(self._play, seat, session, turn)
 
     def leave(self, session: Session) -> None:
-        """Closes the session's game, if it had one."""
+        """Closes the session's game, if it had one; it gets no other."""
         with self._lock:
+            self._left.add(session)
             seat = self._seats.pop(session.id, None)
-        if seat is not None:
-            seat.thread.submit(seat.game.close)
-            seat.thread.shutdown(wait=False)
+            if seat is not None:
+                seat.thread.submit(seat.game.close)
+                seat.thread.shutdown(wait=False)
 
     def close(self) -> None:
         """Closes every game and waits for it."""

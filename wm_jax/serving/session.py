@@ -117,6 +117,7 @@ class Session:
         self._max_step_frames = max_step_frames
         self._lock = threading.Lock()
         self._keys = np.zeros(len(self._columns), bool)
+        self._tapped = np.zeros(len(self._columns), bool)
         self._event_id: EventId | None = None
         self._client_ts: float | None = None
         self._pressed_at: float | None = None
@@ -206,6 +207,7 @@ class Session:
             return
         with self._lock:
             self._keys = np.zeros(len(self._columns), bool)
+            self._tapped = np.zeros(len(self._columns), bool)
             self._scheduled.clear()
 
     def show(self, frame: EncodedFrame) -> None:
@@ -245,7 +247,7 @@ class Session:
                 return None if not self._steps or self.outbox.is_full else self._take_of_step()
             self._apply_scheduled()
             turn = Turn(
-                self._keys,
+                self._keys | self._tapped,
                 self.source,
                 self._restart,
                 self._next_frame,
@@ -258,6 +260,7 @@ class Session:
             self._next_frame += 1
             self._restart = None
             self._pressed_at = None
+            self._tapped = np.zeros_like(self._keys)
             return turn
 
     # ---- inside
@@ -275,6 +278,8 @@ class Session:
         return self._asked
 
     def _latch(self, keys: Bool[Any, " keys"], action: Action) -> None:
+        # A key pressed and released between two frames still counts in the next one.
+        self._tapped |= keys & ~self._keys
         self._keys = keys
         self._pressed_at = time.perf_counter()
         if action.event_id is not None:
@@ -313,6 +318,12 @@ class Session:
                 ErrorCode.STEP_CONFLICT,
                 f"step {step.step_id!r} was asked for before with other content; use a new step_id",
                 param="step_id",
+                event_id=step.step_id,
+            )
+        if self.outbox.is_full:
+            raise Refusal(
+                ErrorCode.BUSY,
+                f"step {step.step_id!r} was made; its frames are sent again once those that wait have been read",
                 event_id=step.step_id,
             )
         for frame in known.frames:

@@ -207,10 +207,10 @@ class Connection:
 
     async def _check_rate(self) -> None:
         wait = self._bucket.take()
-        if wait == 0.0:
-            return
-        if self._session.mode == "stepped":
+        while wait and self._session.mode == "stepped":
             await asyncio.sleep(wait)
+            wait = self._bucket.take()
+        if wait == 0.0:
             return
         if self._patience.take() > 0.0:
             rate = self._bucket.rate

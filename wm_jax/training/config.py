@@ -59,6 +59,12 @@ class TrainConfig:
     init_from: str | None = None
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "log_every": 1, "picture_every": 1, "save_every": 1, "keep": 1, "record_frames": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {value}")
+
 
 def load_config(path: str | Path) -> TrainConfig:
     """The config of a Python config file.

@@ -1,9 +1,11 @@
 """A finished run made into a released world: python -m wm_jax.training.release runs/coinrun worlds/coinrun"""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from wm_jax import checkpoint
+from wm_jax import checkpoint, envs
 from wm_jax import config as config_file
 from wm_jax.data.episode import EpisodeFolder
 from wm_jax.eval import clips, table
@@ -42,6 +44,8 @@ class ReleaseConfig:
     """Denoising passes a frame when playing; the run's own by default."""
     device: str = "2 CPU cores"
     """What it was trained on, in words, for the card."""
+    note: str = ""
+    """What the card should say of how it was made beyond the command: a run that was continued, a loss that changed."""
 
 
 def release(options: ReleaseConfig) -> None:
@@ -49,7 +53,33 @@ def release(options: ReleaseConfig) -> None:
 
     Raises:
       CheckpointError: the run has no world, or the folder cannot be written.
+      MissingExtraError, MissingGameError: what measures it is not installed.
     """
+    with _in_place_of(options.out):
+        _release(options)
+
+
+@contextlib.contextmanager
+def _in_place_of(folder: Path) -> Iterator[None]:
+    """Makes the folder anew; where that fails the one before it is put back, so that no table stands by other weights."""
+    before = folder.with_name(f".{folder.name}.before")
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+    try:
+        if (before / IDM_FILE).exists():  # judged by the same judge as the world before
+            folder.mkdir(parents=True)
+            shutil.copy2(before / IDM_FILE, folder / IDM_FILE)
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if before.exists():
+            before.rename(folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _release(options: ReleaseConfig) -> None:
     config = config_file.read(TrainConfig, options.run / "config.json")
     world, params = load(options.run)
     if options.sampler_steps is not None:
@@ -62,7 +92,6 @@ def release(options: ReleaseConfig) -> None:
     # Measured as it is shipped: the rounded weights, not those of the run.
     world, params = load(options.out)
     evaluation = EvalConfig(run=options.out, episodes=Path(config.data.held_out), out=options.run / "eval")
-    (options.out / SHIPPED_FILE).unlink(missing_ok=True)
     save_inverse(find_inverse(evaluation, world.config, quiet=False), options.out / IDM_FILE)
     report = evaluate(evaluation)
     (options.out / SHIPPED_FILE).write_text(json.dumps(report, indent=1) + "\n")
@@ -107,10 +136,10 @@ with {", ".join(f"{key.label} ({key.code})" for key in config.world.controls.key
     python train.py configs/{name}/dynamics.py
 
 Data: {_players(config)}, recorded by
-`python -m wm_jax.data.record --env {config.world.env} --frames {config.record_frames}`; held-out levels are disjoint.
+`python -m wm_jax.data.record --env {config.world.env} --frames {config.record_frames}`; held out are {_held_out(config)}.
 Autoencoder: configs/{name}/autoencoder.py. Dynamics: {config.steps:,} updates of {config.data.batch} clips of
 {config.data.clip_frames} frames ({config.steps * per_step:,} frames), {hours:.1f} hours on {options.device}.
-Weights are the slow (EMA) ones, rounded to float16; the table was measured on the rounded ones.
+{options.note + chr(10) if options.note else ""}Weights are the slow (EMA) ones, rounded to float16; the table was measured on the rounded ones.
 
 ## Measured
 
@@ -127,8 +156,12 @@ players it was trained on, not every way to play. Small things (coins, enemies) 
 """
 
 
+def _held_out(config: TrainConfig) -> str:
+    return envs.held_out(config.world.env) if config.world.env in envs.NAMES else "other levels"
+
+
 def _players(config: TrainConfig) -> str:
-    mix = EpisodeFolder.open(config.data.episodes).meta["source"].get("mix")
+    mix = EpisodeFolder.open(config.data.episodes).meta.get("source", {}).get("mix")
     return (
         ", ".join(f"{share:.0%} {name}" for name, share in mix.items()) + " players" if mix else "brought from outside"
     )
@@ -139,7 +172,7 @@ def main() -> int:
     options = tyro.cli(ReleaseConfig, prog="python -m wm_jax.training.release")
     try:
         release(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.out}: released; play it: python serve.py {options.out}")

@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from wm_jax.autoencoder import DecoderState
@@ -86,10 +87,26 @@ def _slot_axes(state: WorldState) -> WorldState:
     return dataclasses.replace(axes, cache=dataclasses.replace(axes.cache, **dict.fromkeys(layered, 1)))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def put(state: WorldState, slot: Int[Array, ""] | int, one: WorldState) -> WorldState:
-    """The batch with this one session (b = 1) seated in `slot`; whoever sat there is forgotten."""
+    """The batch, donated, with this one session (b = 1) seated in `slot`; whoever sat there is forgotten.
 
+    Raises:
+      ValueError: `one` is not one session, or there is no such slot.
+    """
+    if one.key.shape[0] != 1:
+        raise ValueError(f"put seats one session at a time, here are {one.key.shape[0]}: take(states, i) gives one")
+    _check_slot(slot, state)
+    return _put(state, slot, one)
+
+
+def _check_slot(slot: Any, state: WorldState) -> None:
+    # A traced slot is not known here; out of range it would be clamped.
+    if isinstance(slot, (int, np.integer)) and not 0 <= slot < state.key.shape[0]:
+        raise ValueError(f"slot is {slot}; this batch has the slots 0 to {state.key.shape[0] - 1}")
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(state: WorldState, slot: Any, one: WorldState) -> WorldState:
     def seat(leaf, new, axis):
         return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), slot, axis)
 
@@ -102,9 +119,18 @@ def put(state: WorldState, slot: Int[Array, ""] | int, one: WorldState) -> World
     return jax.tree.map(seat, *plain).replace(key=keys)
 
 
-@jax.jit
 def take(state: WorldState, slot: Int[Array, ""] | int) -> WorldState:
-    """The session in `slot` as a batch of one; the batch itself is left as it is."""
+    """The session in `slot` as a batch of one; the batch itself is left as it is.
+
+    Raises:
+      ValueError: there is no such slot.
+    """
+    _check_slot(slot, state)
+    return _take(state, slot)
+
+
+@jax.jit
+def _take(state: WorldState, slot: Any) -> WorldState:
     plain = dataclasses.replace(state, key=None)
     lifted = jax.tree.map(
         lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, slot, 1, axis), plain, _slot_axes(plain)

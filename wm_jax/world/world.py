@@ -73,12 +73,24 @@ def world_folder(folder: str | Path) -> Path:
 
 
 def load_prompts(folder: str | Path) -> Prompt:
-    """Real first frames shipped with a world: frames `[n p h w 3]` and what led to them; empty where it has none."""
+    """Real first frames shipped with a world: frames `[n p h w 3]` and what led to them; empty where it has none.
+
+    Raises:
+      ValueError: frames or keys are missing, are not as many, or are of another size than the world's.
+    """
     arrays = checkpoint.load_prompts(world_folder(folder))
     if arrays is None:
         return Prompt()
     if {"frames", "keys"} - set(arrays):
         raise ValueError(f"{folder}: prompts.npz holds {', '.join(sorted(arrays))}; it must hold frames and keys")
+    config = config_file.read(WorldConfig, world_folder(folder) / "config.json")
+    frames, keys = arrays["frames"].shape, arrays["keys"].shape
+    wanted = (*frames[:2], *config.image, 3), (*frames[:2], len(config.controls.keys))
+    if len(frames) != 5 or (frames, keys) != wanted:
+        raise ValueError(
+            f"{folder}: prompts.npz has frames {list(frames)} and keys {list(keys)}; world {config.name!r} needs "
+            f"frames [n p {config.image[0]} {config.image[1]} 3] and keys [n p {len(config.controls.keys)}]"
+        )
     return Prompt(frames=arrays["frames"], controls=Controls(keys=arrays["keys"]))
 
 
