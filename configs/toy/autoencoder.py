@@ -25,7 +25,7 @@ WORLD = WorldConfig(
             KeyBinding("ArrowDown", "down"),
         )
     ),
-    autoencoder=AutoencoderConfig(patch=4, widths=(16, 32), blocks=(1, 1), channels=8),
+    autoencoder=AutoencoderConfig(patch=4, widths=(32, 64), blocks=(1, 1), channels=8),
     dynamics=DynamicsConfig.size("toy"),
     sampler=SamplerConfig(steps=4),
 )
@@ -40,7 +40,7 @@ def config() -> TrainConfig:
             episodes="episodes/bouncing_ball", held_out="episodes/bouncing_ball_held_out", clip_frames=2, batch=32
         ),
         record_frames=40_000,
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, ema=0.99, use_muon=False),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50, ema=0.99, use_muon=False),
         steps=1000,
         picture_every=500,
         save_every=500,

@@ -14,13 +14,13 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="toy",
         world=WORLD,
-        objective=ShortcutForcing(recycle_from=1200),
+        objective=ShortcutForcing(recycle_from=1000),
         data=DataConfig(
             episodes="episodes/bouncing_ball", held_out="episodes/bouncing_ball_held_out", clip_frames=24, batch=8
         ),
         record_frames=40_000,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, ema=0.99),
-        steps=1800,
+        steps=1400,
         picture_every=500,
         save_every=500,
         autoencoder_from="configs/toy/autoencoder.py",

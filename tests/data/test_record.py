@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from wm_jax import envs
 from wm_jax.data.episode import EpisodeError, EpisodeFolder
 from wm_jax.data.record import RecordConfig, main, play, record
+from wm_jax.envs import registry
 
 BALL = RecordConfig(env="bouncing_ball", out=Path("unused"), frames=300, max_length=60)
 
@@ -82,6 +84,26 @@ def test_an_existing_folder_is_refused_before_anything_is_played(ball: Path):
 def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]):
     with pytest.raises(ValueError, match="must be at least"):
         dataclasses.replace(BALL, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_game_of_ones_own_needs_one_line_in_the_table_and_no_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The page docs/bring_your_own_game.md, followed."""
+    page = (Path(__file__).parents[2] / "docs" / "bring_your_own_game.md").read_text()
+    module = types.ModuleType("snake")
+    exec(page.split("```python\n")[1].split("```")[0], module.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, "snake", module)
+    monkeypatch.setitem(registry._GAMES, "snake", ("snake", "Snake", "numpy"))
+    monkeypatch.setattr(envs, "NAMES", (*envs.NAMES, "snake"))
+    folder = EpisodeFolder.open(
+        record(RecordConfig("snake", tmp_path / "snake", frames=600, max_length=40), quiet=True)
+    )
+    assert folder.num_frames == 600 and {"runner", "mixed"} & {episode.policy for episode in folder.episodes}
+    assert envs.held_out("snake") == "levels that training never sees"
+
+
+def test_an_unknown_game_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no game is called 'pong'; there are coinrun, doom"):
+        dataclasses.replace(BALL, env="pong")
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """The clips of an evaluation are the same everywhere, and never cross the end of an episode."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import wm_jax as wm
+from wm_jax.data import EpisodeError
 from wm_jax.data.record import RecordConfig, record
 from wm_jax.eval.clips import choose_clips, long_sessions, open_held_out, random_keys
 
@@ -56,6 +58,19 @@ def test_training_levels_are_refused(tmp_path: Path) -> None:
     path = record(RecordConfig("bouncing_ball", tmp_path / "train", frames=60, max_length=40), quiet=True)
     with pytest.raises(ValueError, match="train"):
         open_held_out(path, CONFIG, 60)
+
+
+def test_another_game_and_damaged_frames_are_refused(held_out: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="recording of 'bouncing_ball', world 'tiny' is of 'pong'"):
+        open_held_out(held_out, dataclasses.replace(CONFIG, env="pong"), 500)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(held_out, damaged)
+    frames = next(damaged.glob("*frames.npy"))
+    content = bytearray(frames.read_bytes())
+    content[-4000:] = bytes(4000)
+    frames.write_bytes(content)
+    with pytest.raises(EpisodeError, match=frames.name):
+        open_held_out(damaged, CONFIG, 500)
 
 
 def test_another_picture_size_is_refused_with_both(held_out: Path) -> None:

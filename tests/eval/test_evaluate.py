@@ -140,6 +140,7 @@ def test_a_judge_of_another_game_is_refused(config: EvalConfig, tmp_path: Path) 
     from wm_jax.eval import inverse
 
     own = inverse.load(config.run / "idm.safetensors")
-    inverse.save(dataclasses.replace(own, image=(64, 64)), tmp_path / "idm.safetensors")
+    larger = jax.device_get(inverse.init(own.heads, (64, 64), jax.random.key(0)))
+    inverse.save(dataclasses.replace(own, image=(64, 64), params=larger), tmp_path / "idm.safetensors")
     with pytest.raises(ValueError, match=r"\(64, 64\).*\(32, 32\)"):
         evaluate(dataclasses.replace(config, inverse=tmp_path / "idm.safetensors"), quiet=True)

@@ -1,5 +1,6 @@
 """The inverse-dynamics model: learns what shows, survives its file, and refuses what is no such file."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -61,6 +62,17 @@ def test_a_window_is_centred_and_repeats_the_ends_of_a_clip() -> None:
     seen = windows_of(frames, range(3, 5))[0, ..., 0, 0, 0]
     np.testing.assert_array_equal(seen[0], np.clip(3 + np.array(OFFSETS), 0, 11))
     np.testing.assert_array_equal(seen[1], np.clip(4 + np.array(OFFSETS), 0, 11))
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_named(trained, tmp_path: Path) -> None:
+    params = {**trained.params, "answer": {name: leaf[..., :-1] for name, leaf in trained.params["answer"].items()}}
+    for wrong, says in (
+        ({name: leaves for name, leaves in params.items() if name != "conv1"}, "conv1"),
+        (params, "answer/"),
+    ):
+        save(dataclasses.replace(trained, params=wrong), tmp_path / "wrong.safetensors")
+        with pytest.raises(ValueError, match=says):
+            load(tmp_path / "wrong.safetensors")
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

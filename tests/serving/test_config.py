@@ -16,7 +16,13 @@ def test_a_public_address_needs_a_secret(host):
     assert ServeConfig(host=host, auth="secret").host == host
 
 
-@pytest.mark.parametrize("wrong", [{"slots": 0}, {"quality": 0}, {"quality": 101}, {"credit_window": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slots": 0}, {"quality": 0}, {"quality": 101}, {"credit_window": 0}, {"port": 70_000}, {"port": -1},
+        {"messages_per_s": 0.0},
+    ],
+)  # fmt: skip
 def test_impossible_settings_are_refused_by_name(wrong):
     with pytest.raises(ServeConfigError, match=next(iter(wrong))):
         ServeConfig(**wrong)

@@ -35,6 +35,9 @@ def test_keys_come_back_as_they_were_saved(tiny: Tiny, tmp_path):
         ({"keys": np.zeros((0, 4), bool)}, "no frames"),
         ({"actions": np.zeros((5, 4), bool)}, "holds actions, a rollout needs an array `keys`"),
         ({"keys": np.asarray([{}], object)}, "no readable .npz"),
+        ({"keys": np.full((5, 4), "False")}, "held or not"),
+        ({"keys": np.full((5, 4), np.nan)}, "held or not"),
+        ({"keys": np.full((5, 4), 0.5)}, "held or not"),
     ],
 )
 def test_wrong_keys_are_refused_naming_both_sides(tiny: Tiny, tmp_path, arrays, says):
@@ -47,6 +50,9 @@ def test_a_file_that_is_no_npz_is_named(tiny: Tiny, tmp_path):
     broken.write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="actions.npz is no readable"):
         read_keys(broken, tiny[0].config.controls)
+    np.save(tmp_path / "bare.npy", np.zeros((5, 4), bool))
+    with pytest.raises(ValueError, match=r"bare\.npy is no readable \.npz"):
+        read_keys(tmp_path / "bare.npy", tiny[0].config.controls)
     with pytest.raises(ValueError, match="missing.npz"):
         read_keys(tmp_path / "missing.npz", tiny[0].config.controls)
 

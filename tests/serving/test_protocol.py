@@ -68,6 +68,13 @@ def test_what_is_wrong_is_refused_with_a_code(message, code):
     assert refusal.value.message
 
 
+def test_a_refusal_can_be_sent_whatever_the_event_is_called():
+    with pytest.raises(Refusal) as refusal:
+        parse_client_message('{"type":"ping","event_id":"a\\ud800"}')
+    assert refusal.value.event_id == "a?"
+    assert dump(Error(code=refusal.value.code, message=refusal.value.message, event_id=refusal.value.event_id))
+
+
 def test_a_refusal_names_the_event_and_the_field():
     with pytest.raises(Refusal) as refusal:
         parse_client_message('{"type": "action", "event_id": "e7", "held": 3}')

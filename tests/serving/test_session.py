@@ -31,14 +31,26 @@ def keys_of(taken) -> list[bool]:
     return taken.keys.tolist()
 
 
-def test_the_newest_action_wins_and_stays_held():
+def test_the_newest_action_stays_held():
     player = session()
-    assert press(player, held=["ArrowLeft"], event_id=1) == 0
+    assert press(player, held=["ArrowRight"], event_id=1) == 0
     assert press(player, held=["ArrowRight", "Space"], event_id=2, client_ts=7.5) == 0
     first, second = player.take(), player.take()
     assert keys_of(first) == keys_of(second) == [False, True, True]
     assert first is not None and (first.event_id, first.client_ts, first.frame_id) == (2, 7.5, 0)
     assert press(player, held=[]) == 2
+
+
+def test_a_tap_between_two_frames_counts_once_and_a_release_at_once():
+    player = session()
+    press(player, held=["Space"])
+    press(player, held=["ArrowLeft"])
+    press(player, held=[])
+    assert [keys_of(player.take()) for _ in range(2)] == [[True, False, True], [False] * 3]
+    press(player, held=["Space"])
+    player.take()
+    press(player, held=[])
+    assert keys_of(player.take()) == [False] * 3
 
 
 def test_raw_is_the_worlds_own_row():
@@ -116,6 +128,20 @@ def test_a_step_id_is_not_used_for_two_things():
     with pytest.raises(Refusal, match="other content"):
         player.ask(Step(type="step", step_id=1, n=3))
     assert sum(player.take() is not None for _ in range(4)) == 2
+
+
+def test_a_step_asked_for_again_and_again_does_not_pile_up_frames():
+    player = session("stepped")
+    player.is_connected = True
+    ask(player, 1, n=16)
+    for number in range(16):
+        assert player.take() is not None
+        player.show(EncodedFrame(b"x", "jpeg", 8, 8, number, 0.0, None, None, 1, Spent()))
+    with pytest.raises(Refusal, match="sent again once") as refusal:
+        for _ in range(100):
+            ask(player, 1, n=16)
+    assert refusal.value.code == ErrorCode.BUSY and refusal.value.event_id == 1
+    assert len(player.outbox._frames) < 100
 
 
 def scripted(launched_between: int) -> tuple[list[int], list[tuple]]:

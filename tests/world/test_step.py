@@ -211,6 +211,11 @@ def test_bad_input_is_refused_with_both_sides(tiny: Tiny, prompt):
         wm.start(*tiny, wm.Prompt(frames=np.zeros((1, 2, 48, 32, 3), np.uint8)), jax.random.key(0))
     with pytest.raises(ValueError, match="the prompt has 9 frames, world 'tiny' takes 1 to 5"):
         wm.start(*tiny, wm.Prompt(frames=np.zeros((1, 9, 32, 32, 3), np.uint8)), jax.random.key(0))
+    for call in (lambda: wm.take(state, BATCH), lambda: wm.put(state, -1, wm.take(state, 0))):
+        with pytest.raises(ValueError, match=f"this batch has the slots 0 to {BATCH - 1}"):
+            call()
+    with pytest.raises(ValueError, match=f"one session at a time, here are {BATCH}"):
+        wm.put(state, 0, state)
     assert int(state.frame[0]) == PROMPT  # and the state was not consumed
 
 

@@ -41,6 +41,14 @@ def test_what_was_saved_is_what_is_loaded(tiny, saved):
     np.testing.assert_array_equal(prompts.frames, frames)
 
 
+@pytest.mark.parametrize("keys", [(1, 3, 4), (2, 3, 5)])
+def test_prompts_that_do_not_fit_are_refused(tiny, saved, keys):
+    folder, frames = saved
+    np.savez(folder / "prompts.npz", frames=frames, keys=np.zeros(keys, bool))
+    with pytest.raises(ValueError, match=r"keys \[.*needs frames \[n p 32 32 3\] and keys \[n p 4\]"):
+        wm.load_prompts(folder)
+
+
 def test_a_world_of_other_shapes_is_refused_leaf_by_leaf(saved):
     folder, _ = saved
     config = json.loads((folder / "config.json").read_text())
