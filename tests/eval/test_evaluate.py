@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
 from PIL import Image

@@ -12,7 +12,6 @@ from wm_jax.serving import real
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.session import Session, Turn
 
-
 TURN = types.SimpleNamespace(keys=None, opening=None)
 
 
