@@ -55,7 +55,7 @@ install: $(VENV)/.test
 
 $(VENV)/.%: requirements/%.txt | $(BIN)/python
 	@echo "Installing $< into $(VENV)"
-	@{ command -v uv >/dev/null 2>&1 && uv pip install --python $(BIN)/python --no-deps --requirement $<; } || \
+	@{ command -v uv >/dev/null 2>&1 && uv pip install --compile-bytecode --python $(BIN)/python --no-deps --requirement $<; } || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@{ command -v uv >/dev/null 2>&1 && uv pip install --quiet --python $(BIN)/python --no-deps --editable .; } || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
