@@ -1,11 +1,9 @@
 """A finished run made into a released world: python -m wm_jax.training.release runs/coinrun worlds/coinrun"""
 
-import contextlib
 import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,10 @@ from PIL import Image
 
 from wm_jax import checkpoint, envs
 from wm_jax import config as config_file
+from wm_jax.checkpoint.folder import replacing
 from wm_jax.data.episode import EpisodeFolder
 from wm_jax.eval import clips, table
-from wm_jax.eval.evaluate import IDM_FILE, SHIPPED_FILE, EvalConfig, evaluate, find_inverse
+from wm_jax.eval.evaluate import IDM_FILE, SHIPPED_FILE, EvalConfig, command, evaluate, find_inverse
 from wm_jax.eval.inverse import save as save_inverse
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.picture import PROMPT_FRAMES, tile
@@ -27,6 +26,8 @@ from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, load, load_prompts, rollout, start
 
 CARD = "README.md"
+STAGING = "release"
+"""Folder of a run in which its world lies until it is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,31 +56,19 @@ def release(options: ReleaseConfig) -> None:
       CheckpointError: the run has no world, or the folder cannot be written.
       MissingExtraError, MissingGameError: what measures it is not installed.
     """
-    with _in_place_of(options.out):
-        _release(options)
+    made = options.run / STAGING / options.out.name
+    shutil.rmtree(made, ignore_errors=True)
+    if (options.out / IDM_FILE).exists():  # judged by the same judge as the world before
+        made.mkdir(parents=True)
+        shutil.copy2(options.out / IDM_FILE, made / IDM_FILE)
+    _make(options, made)
+    # Only now, so that no table ever stands by other weights.
+    with replacing(options.out, "world") as folder:
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+    shutil.rmtree(made)
 
 
-@contextlib.contextmanager
-def _in_place_of(folder: Path) -> Iterator[None]:
-    """Makes the folder anew; where that fails the one before it is put back, so that no table stands by other weights."""
-    before = folder.with_name(f".{folder.name}.before")
-    if folder.exists():
-        shutil.rmtree(before, ignore_errors=True)
-        folder.rename(before)
-    try:
-        if (before / IDM_FILE).exists():  # judged by the same judge as the world before
-            folder.mkdir(parents=True)
-            shutil.copy2(before / IDM_FILE, folder / IDM_FILE)
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if before.exists():
-            before.rename(folder)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def _release(options: ReleaseConfig) -> None:
+def _make(options: ReleaseConfig, made: Path) -> None:
     config = config_file.read(TrainConfig, options.run / "config.json")
     world, params = load(options.run)
     if options.sampler_steps is not None:
@@ -88,16 +77,18 @@ def _release(options: ReleaseConfig) -> None:
     prompts = load_prompts(options.run)
     assert prompts.frames is not None and prompts.controls is not None
     arrays = {"frames": np.asarray(prompts.frames), "keys": np.asarray(prompts.controls.keys)}
-    checkpoint.save_world(options.out, world.config, half(params), prompts=arrays)
+    checkpoint.save_world(made, world.config, half(params), prompts=arrays)
     # Measured as it is shipped: the rounded weights, not those of the run.
-    world, params = load(options.out)
-    evaluation = EvalConfig(run=options.out, episodes=Path(config.data.held_out), out=options.run / "eval")
-    save_inverse(find_inverse(evaluation, world.config, quiet=False), options.out / IDM_FILE)
+    world, params = load(made)
+    evaluation = EvalConfig(run=made, episodes=Path(config.data.held_out), out=options.run / "eval")
+    save_inverse(find_inverse(evaluation, world.config, quiet=False), made / IDM_FILE)
     report = evaluate(evaluation)
-    (options.out / SHIPPED_FILE).write_text(json.dumps(report, indent=1) + "\n")
-    shutil.copy2(options.run / "eval" / "curves.png", options.out / "curves.png")
-    Image.fromarray(dreams(world, params, config)).save(options.out / "dreams.png", optimize=True)
-    (options.out / CARD).write_text(card(config, options, report))
+    released = dataclasses.replace(evaluation, run=options.out, episodes=None, out=None)
+    report["command"], report["world"]["folder"] = command(released), options.out.as_posix()
+    (made / SHIPPED_FILE).write_text(json.dumps(report, indent=1) + "\n")
+    shutil.copy2(options.run / "eval" / "curves.png", made / "curves.png")
+    Image.fromarray(dreams(world, params, config)).save(made / "dreams.png", optimize=True)
+    (made / CARD).write_text(card(config, options, report))
 
 
 def half(params: Params) -> Params:
