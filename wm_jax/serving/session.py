@@ -117,7 +117,7 @@ class Session:
         self._max_step_frames = max_step_frames
         self._lock = threading.Lock()
         self._keys = np.zeros(len(self._columns), bool)
-        self._tapped = np.zeros(len(self._columns), bool)
+        self._tapped: Bool[Any, " keys"] | None = None
         self._event_id: EventId | None = None
         self._client_ts: float | None = None
         self._pressed_at: float | None = None
@@ -207,7 +207,7 @@ class Session:
             return
         with self._lock:
             self._keys = np.zeros(len(self._columns), bool)
-            self._tapped = np.zeros(len(self._columns), bool)
+            self._tapped = None
             self._scheduled.clear()
 
     def show(self, frame: EncodedFrame) -> None:
@@ -245,9 +245,11 @@ class Session:
         with self._lock:
             if self.mode == "stepped":
                 return None if not self._steps or self.outbox.is_full else self._take_of_step()
-            self._apply_scheduled()
+            if self._scheduled:
+                self._apply_scheduled()
+            # Between launches the caches go cold, and each call of NumPy then takes tens of microseconds: none without need.
             turn = Turn(
-                self._keys | self._tapped,
+                self._keys if self._tapped is None else self._keys | self._tapped,
                 self.source,
                 self._restart,
                 self._next_frame,
@@ -260,7 +262,7 @@ class Session:
             self._next_frame += 1
             self._restart = None
             self._pressed_at = None
-            self._tapped = np.zeros_like(self._keys)
+            self._tapped = None
             return turn
 
     # ---- inside
@@ -279,7 +281,8 @@ class Session:
 
     def _latch(self, keys: Bool[Any, " keys"], action: Action) -> None:
         # A key pressed and released between two frames still counts in the next one.
-        self._tapped |= keys & ~self._keys
+        tapped = keys & ~self._keys
+        self._tapped = tapped if self._tapped is None else self._tapped | tapped
         self._keys = keys
         self._pressed_at = time.perf_counter()
         if action.event_id is not None:
