@@ -1,4 +1,4 @@
-"""Autoencoder of Doom: first person through the maps of Freedoom.
+"""Autoencoder of Doom: first person through the deathmatch arena.
 
 python train.py configs/doom/autoencoder.py
 """
@@ -41,8 +41,8 @@ def config() -> TrainConfig:
         objective=Reconstruction(),
         data=DataConfig(episodes="episodes/doom", held_out="episodes/doom_held_out", clip_frames=2, batch=24),
         record_frames=400_000,
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema=0.998, use_muon=False),
-        steps=4000,
+        optimizer=OptimizerConfig(learning_rate=1.2e-3, warmup_steps=100, ema=0.998, use_muon=False),
+        steps=3000,
         picture_every=500,
         save_every=500,
     )

@@ -1,9 +1,9 @@
-"""Doom in first person: ViZDoom (MIT) with the Freedoom 2 maps (BSD) it brings, empty of monsters, to walk around in.
+"""Doom in first person: ViZDoom (MIT), its deathmatch arena in Freedoom's textures (BSD), empty of monsters, to walk around in.
 
-The 256x192 view, without head-up display and weapon bob, is cropped to its square middle, averaged to 64x64, brightened.
-One frame is one tic of the game (35 frames a second). A level is one of four maps, one of the map's few places to start,
-and a direction to look; held-out levels are other walks through the same four maps, so that a small world can know them
-by heart.
+The 512x384 view, without head-up display and weapon bob, is cropped to its square middle and averaged to 64x64; rendered
+any smaller, far walls would be sparkle that nobody can foresee. One frame is one tic of the game (35 frames a second). A
+level is one of the arena's places to start and a direction to look; held-out levels are other walks through the same
+arena, so that a small world can know it by heart.
 """
 
 import contextlib
@@ -18,22 +18,20 @@ from PIL import Image
 
 from wm_jax.envs.base import Frame, Game, Keys, Policy, Split, keys_of
 
-MAPS = (1, 11, 12, 29)
 LEVELS: dict[str, tuple[int, int]] = {"train": (100_000, 2**31 - 2), "held_out": (0, 10_000)}
 TICS_PER_FRAME = 1
 TURN_PER_TIC = 2.5
 _SETTINGS = (
-    "+snd_efx 0 -nosound -nomonsters -deathmatch +sv_cheats 1 +movebob 0 +sv_infiniteammo 1 "
+    "+snd_efx 0 -nosound -nomonsters +sv_cheats 1 +movebob 0 +sv_infiniteammo 1 "
     "+sv_noweaponspawn 1 +sv_nohealth 1 +sv_noarmor 1 +sv_noitems 1 +neverswitchonpickup 1 +gl_cachenodes 0 "
     "+cl_showsecretmessage 0 +con_midtime 0"
 )
-_BRIGHTER = (255 * (np.arange(256) / 255) ** 0.6).round().astype(np.uint8)
 
 
 class Doom(Game):
-    """Walk through the maps of Freedoom. Nothing can kill you; an episode ends only if you find an exit."""
+    """Walk through the deathmatch arena. Nothing can kill you, and an episode has no end of its own."""
 
-    held_out: ClassVar[str] = "other walks through the same maps (a first view may be one that training has seen)"
+    held_out: ClassVar[str] = "other walks through the same arena (a first view may be one that training has seen)"
     controls = keys_of(
         ("KeyW", "forward"),
         ("KeyS", "back"),
@@ -65,14 +63,12 @@ class Doom(Game):
         super().__init__((64, 64), 35 / TICS_PER_FRAME, split, render_mode)
         self._game: Any = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._level, self._map = -1, -1
+        self._level = -1
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         gymnasium.Env.reset(self, seed=seed)
         self._level = self.choose_level(options, *LEVELS[self.split])
-        self._map = MAPS[self._level % len(MAPS)]
         game = self._game = self._game or self._start()
-        game.set_doom_map(f"MAP{self._map:02d}")
         game.set_seed(self._level)
         game.new_episode()
         game.send_game_command("god")
@@ -104,8 +100,8 @@ class Doom(Game):
 
     def clearance(self) -> np.ndarray:
         """How far one can see to the left, ahead and to the right at eye height: three numbers, 255 the farthest."""
-        band = self._game.get_state().depth_buffer[88:112].astype(np.float32)
-        return np.array([np.percentile(part, 30) for part in (band[:, 16:96], band[:, 100:156], band[:, 160:240])])
+        band = self._game.get_state().depth_buffer[176:224].astype(np.float32)
+        return np.array([np.percentile(part, 30) for part in (band[:, 32:192], band[:, 200:312], band[:, 320:480])])
 
     def runner(self, rng: np.random.Generator) -> Policy:
         """Explores: walks on while the way is clear, turns to the more open side before walls, backs out when stuck."""
@@ -119,7 +115,8 @@ class Doom(Game):
         self._folder = tempfile.TemporaryDirectory(prefix="wm_jax_doom_")
         game.set_doom_config_path(os.path.join(self._folder.name, "vizdoom.ini"))
         game.set_doom_game_path(os.path.join(os.path.dirname(vizdoom.__file__), "freedoom2.wad"))
-        game.set_screen_resolution(vizdoom.ScreenResolution.RES_256X192)
+        game.set_doom_scenario_path(os.path.join(vizdoom.scenarios_path, "deathmatch.wad"))
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_512X384)
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_depth_buffer_enabled(True)
         for hide in (game.set_render_hud, game.set_render_crosshair, game.set_render_decals, game.set_render_particles,
@@ -132,7 +129,6 @@ class Doom(Game):
         game.set_available_game_variables(position)
         game.set_episode_timeout(0)
         game.add_game_args(_SETTINGS)
-        game.set_doom_map(f"MAP{self._map:02d}")
         game.init()
         # The game leaves an empty folder wherever it is started.
         with contextlib.suppress(OSError):
@@ -142,11 +138,11 @@ class Doom(Game):
         return game
 
     def _see(self) -> np.ndarray:
-        view = self._game.get_state().screen_buffer[:, 32:224]
-        return _BRIGHTER[np.asarray(Image.fromarray(view).reduce(3))]
+        view = self._game.get_state().screen_buffer[:, 64:448]
+        return np.asarray(Image.fromarray(view).reduce(6))
 
     def _info(self, stale: bool) -> dict[str, Any]:
-        info: dict[str, Any] = {"level": self._level, "map": self._map, "stale": stale}
+        info: dict[str, Any] = {"level": self._level, "stale": stale}
         if not stale:
             info["position"] = tuple(float(value) for value in self._game.get_state().game_variables)
         return info
