@@ -1,7 +1,7 @@
 """Doom in first person: ViZDoom (MIT), its deathmatch arena in Freedoom's textures (BSD), empty of monsters, to walk around in.
 
-The 512x384 view, without head-up display and weapon bob, is cropped to its square middle and averaged to 64x64; rendered
-any smaller, far walls would be sparkle that nobody can foresee. One frame is one tic of the game (35 frames a second). A
+The 512x384 view, without head-up display and weapon bob, is cropped to its square middle and averaged to 64x64, so
+that far walls sparkle less, which nobody can foresee. One frame is one tic of the game (35 frames a second). A
 level is one of the arena's places to start and a direction to look; held-out levels are other walks through the same
 arena, so that a small world can know it by heart.
 """
