@@ -88,7 +88,9 @@ def write(
             sink_keys=_put_sink(cache.sink_keys, keys[:, :, i], cache.next, is_written),
             sink_values=_put_sink(cache.sink_values, values[:, :, i], cache.next, is_written),
             recent=_shift(cache.recent, latents[:, i], is_written),
-            frame=cache.frame.at[rows, slot].set(jnp.where(is_written, cache.next, cache.frame[rows, slot])),
+            frame=jnp.where(
+                (slot[:, None] == jnp.arange(ring)) & is_written[:, None], cache.next[:, None], cache.frame
+            ),
             next=cache.next + is_written.astype(jnp.int32),
         )
     return cache
