@@ -1,6 +1,7 @@
 """The Trainium lint: every rule finds what was planted for it, and what we ship has none of it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def frame_program(world, slots):
     """The compiled core of a frame with its noise given, and shapes for its arguments."""
     state = jax.eval_shape(lambda: wm.empty(world, slots))
     state = dataclasses.replace(state, key=jax.ShapeDtypeStruct((slots, 2), jnp.uint32))
-    noise = jax.ShapeDtypeStruct((slots, *world.config.latent_shape), jnp.float32)
+    noise: Any = jax.ShapeDtypeStruct((slots, *world.config.latent_shape), jnp.float32)
     keys = jax.ShapeDtypeStruct((slots, len(world.config.controls.keys)), bool)
     active = jax.ShapeDtypeStruct((slots,), bool)
 
