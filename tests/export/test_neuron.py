@@ -1,8 +1,5 @@
 """The Trainium lint: every rule finds what was planted for it, and what we ship has none of it."""
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,7 +8,7 @@ from jax.experimental import pallas as pl
 
 import wm_jax as wm
 from wm_jax.export import ExportRefusal, export_for_neuron, lint
-from wm_jax.world.step import Noise, next_frame
+from wm_jax.export.programs import rollout_program, step_program
 
 X = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 I = jax.ShapeDtypeStruct((), jnp.int32)
@@ -94,45 +91,11 @@ def test_counts_and_order():
     assert {f.rule: f.count for f in findings}["variadic_reduce"] == 1
 
 
-def frame_program(world, slots):
-    """The compiled core of a frame with its noise given, and shapes for its arguments."""
-    state = jax.eval_shape(lambda: wm.empty(world, slots))
-    state = dataclasses.replace(state, key=jax.ShapeDtypeStruct((slots, 2), jnp.uint32))
-    noise: Any = jax.ShapeDtypeStruct((slots, *world.config.latent_shape), jnp.float32)
-    keys = jax.ShapeDtypeStruct((slots, len(world.config.controls.keys)), bool)
-    active = jax.ShapeDtypeStruct((slots,), bool)
-
-    def frame(params, state, keys, active, noise):
-        return next_frame(world, params, state, keys, active, noise)
-
-    return jax.jit(frame, donate_argnums=1), (world.shapes(), state, keys, active, Noise(context=noise, frame=noise))
-
-
 @pytest.mark.parametrize("sinks", [0, 2])
-def test_the_step_has_nothing_against_it(sinks):
+@pytest.mark.parametrize("name", ["step", "rollout"])
+def test_what_we_play_has_nothing_against_it(name, sinks):
     world, _ = wm.tiny_world(sinks=sinks)
-    function, args = frame_program(world, 2)
-    exported = export_for_neuron(function, *args)
+    program = step_program(world, 2) if name == "step" else rollout_program(world, 2, 5)
+    exported = export_for_neuron(program.function, *program.shapes)
     assert [finding for finding in lint(exported) if finding.is_fatal] == []
-
-
-def test_the_rollout_has_nothing_against_it():
-    world, _ = wm.tiny_world()
-    frame, (params, state, keys, active, noise) = frame_program(world, 2)
-
-    def rollout(params, state, keys, active, noise):
-        def body(state, inputs):
-            return frame(params, state, inputs[0], active, inputs[1])
-
-        return lax.scan(body, state, (keys, noise))
-
-    many = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((5, *leaf.shape), leaf.dtype), (keys, noise))
-    exported = export_for_neuron(rollout, params, state, many[0], active, many[1])
-    assert [finding for finding in lint(exported) if finding.is_fatal] == []
-
-
-def test_donation_survives_the_export():
-    world, _ = wm.tiny_world()
-    frame, args = frame_program(world, 2)
-    text = export_for_neuron(frame, *args).mlir_module()
-    assert "tf.aliasing_output" in text or "jax.buffer_donor" in text
+    assert "tf.aliasing_output" in exported.mlir_module() or "jax.buffer_donor" in exported.mlir_module()

@@ -1,0 +1,107 @@
+"""Compiles the programs of a world for every accelerator, each in a process of its own, and tells what came out."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wm_jax.export.targets import TARGETS
+
+PROGRAMS = ("step", "rollout")
+ROLLOUT_FRAMES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One program on one target.
+
+    Attributes:
+      target: Name of the target.
+      program: Name of the program.
+      error: Why it did not compile; None where it did.
+      facts: What the compiler said of it (`Compiled`), or the lint's findings; empty where it did not compile.
+    """
+
+    target: str
+    program: str
+    error: str | None
+    facts: dict[str, Any]
+
+
+def report(world: Path, targets: tuple[str, ...], slots: int, timeout_s: float) -> Iterator[Row]:
+    """A row for each target and program, as they come."""
+    for target in targets:
+        for program in PROGRAMS:
+            yield _row(world, target, program, slots, timeout_s)
+
+
+def _row(world: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:
+    command = [sys.executable, "-m", "wm_jax.export.worker", str(world), target, program, str(slots)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return Row(target, program, f"the compiler did not come back within {timeout_s:g} s", {})
+    answer = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
+    if not answer:
+        last = done.stderr.strip().splitlines()[-1:]
+        return Row(target, program, f"the compiler ended with status {done.returncode}: {''.join(last)}", {})
+    facts = json.loads(answer[0])
+    return Row(target, program, facts.pop("error"), facts)
+
+
+def work(world_folder: str, target_name: str, program_name: str, slots: int) -> dict[str, Any]:
+    """What the worker process prints: the facts of one program on one target, or its error."""
+    from wm_jax.export.compile import CompileError, compile_for
+    from wm_jax.export.neuron import ExportRefusal
+    from wm_jax.export.programs import rollout_program, step_program
+    from wm_jax.world import load
+
+    world, _ = load(world_folder)
+    program = step_program(world, slots) if program_name == "step" else rollout_program(world, slots, ROLLOUT_FRAMES)
+    target = TARGETS[target_name]
+    try:
+        facts = _linted(program) if target.platform == "neuron" else dataclasses.asdict(compile_for(target, program))
+    except (CompileError, ExportRefusal) as error:
+        return {"error": str(error)}
+    return {"error": None, **facts}
+
+
+def _linted(program: Any) -> dict[str, Any]:
+    import time
+
+    from wm_jax.export.neuron import ExportRefusal, export_for_neuron, lint
+
+    began = time.perf_counter()
+    findings = lint(export_for_neuron(program.function, *program.shapes))
+    fatal = [finding for finding in findings if finding.is_fatal]
+    if fatal:
+        raise ExportRefusal("; ".join(f"{finding.rule}: {finding.what} (x{finding.count})" for finding in fatal))
+    return {"seconds": time.perf_counter() - began, "to_try": [f"{f.what} (x{f.count})" for f in findings]}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The report as a table."""
+    lines = [
+        "| target | program | verdict | seconds | memory, MiB | of it donated, MiB | GFLOP | custom calls |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(_line(row) for row in rows)])
+
+
+def _line(row: Row) -> str:
+    if row.error is not None:
+        return f"| {row.target} | {row.program} | **NO**: {row.error} | | | | | |"
+    facts = row.facts
+    if "to_try" in facts:
+        kinds = len(facts["to_try"])
+        return f"| {row.target} | {row.program} | lint clean, {kinds} kinds to try | {facts['seconds']:.1f} | | | | |"
+    memory = facts["arguments"] + facts["temporary"] + facts["outputs"] - facts["donated"]
+    flops = "" if facts["flops"] is None or facts["flops"] <= 0 else f"{facts['flops'] / 1e9:.2f}"
+    calls = ", ".join(facts["custom_calls"]) or "none"
+    return (
+        f"| {row.target} | {row.program} | compiled | {facts['seconds']:.1f} | {memory / 2**20:.1f} | "
+        f"{facts['donated'] / 2**20:.1f} | {flops} | {calls} |"
+    )
