@@ -1,9 +1,12 @@
 """The public function of this room: shape checks, then the choice of implementation."""
 
+import functools
+
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.block_causal_attention import reference
-from pallas_kernels.implementation import Implementation, check_implementation
+from pallas_kernels import frame_flash_tpu
+from pallas_kernels.block_causal_attention import reference, tpu
+from pallas_kernels.implementation import Implementation, choose
 
 
 def block_causal_attention(
@@ -28,15 +31,22 @@ def block_causal_attention(
     the frames before frame i and itself, never frame i, and nobody sees a draft (teacher forcing in one pass).
 
     Raises:
-      ValueError: the drafts are not as many as the frames before them, heads are no multiple of key-value heads, or shapes of keys, values and queries disagree.
+      ValueError: the drafts are not as many as the frames before them, heads are no multiple of key-value heads, shapes
+        of keys, values and queries disagree, or the implementation named cannot take them.
     """
-    check_implementation("block_causal_attention", implementation)
     if k.shape != v.shape or q.shape[:3] != k.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"block_causal_attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
     if q.shape[3] % k.shape[3]:
         raise ValueError(f"block_causal_attention: {q.shape[3]} heads are no multiple of {k.shape[3]} key-value heads")
     if drafts and 2 * drafts != q.shape[1]:
         raise ValueError(f"block_causal_attention: {drafts} drafts are not half of {q.shape[1]} frames")
-    return reference.block_causal_attention(
-        q, k, v, segment, q_sink, k_sink, window_frames=window_frames, is_per_site=is_per_site, drafts=drafts
+    static = {"window_frames": window_frames, "drafts": drafts}
+    refusal = "it attends whole frames, not site by site" if is_per_site else frame_flash_tpu.refusal(q, k)
+    return choose(
+        "block_causal_attention",
+        implementation,
+        (q, k, v, segment, q_sink, k_sink),
+        functools.partial(reference.block_causal_attention, is_per_site=is_per_site, **static),
+        functools.partial(tpu.block_causal_attention, **static),
+        refusal,
     )

@@ -1,11 +1,13 @@
 """The public function of this room: shape checks, then the choice of implementation."""
 
+import functools
 from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.cached_attention import reference
-from pallas_kernels.implementation import Implementation, check_implementation
+from pallas_kernels import frame_flash_tpu
+from pallas_kernels.cached_attention import reference, tpu
+from pallas_kernels.implementation import Implementation, choose
 
 
 def cached_attention(
@@ -30,15 +32,21 @@ def cached_attention(
     (q, k, v, Bool[b f z]) of frames that stay visible beyond the window.
 
     Raises:
-      ValueError: shapes of block and ring disagree, or heads are no multiple of key-value heads.
+      ValueError: shapes of block and ring disagree, heads are no multiple of key-value heads, or the implementation
+        named cannot take them.
     """
-    check_implementation("cached_attention", implementation)
     if k.shape != v.shape or q.shape[:3] != k.shape[:3] or ring_k.shape[2:] != k.shape[2:]:
         raise ValueError(f"cached_attention: q {q.shape}, k {k.shape} and ring {ring_k.shape} do not fit")
     if ring_k.shape != ring_v.shape or ring_age.shape != ring_k.shape[:2]:
         raise ValueError(f"cached_attention: ring keys {ring_k.shape}, values {ring_v.shape}, ages {ring_age.shape}")
     if q.shape[3] % k.shape[3]:
         raise ValueError(f"cached_attention: {q.shape[3]} heads are no multiple of {k.shape[3]} key-value heads")
-    return reference.cached_attention(
-        q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, window_frames=window_frames, is_per_site=is_per_site
+    refusal = "it attends whole frames, not site by site" if is_per_site else frame_flash_tpu.refusal(q, k)
+    return choose(
+        "cached_attention",
+        implementation,
+        (q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink),
+        functools.partial(reference.cached_attention, window_frames=window_frames, is_per_site=is_per_site),
+        functools.partial(tpu.cached_attention, window_frames=window_frames),
+        refusal,
     )

@@ -1,0 +1,62 @@
+"""Named shapes of cached_attention: what the tests check; the large ones are for compilers and benchmarks only."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes:
+      shape: (b, f, r, s, n, g, k): rows, frames in flight, frames of the ring, tokens of a frame, heads, key-value
+        heads, channels of a head.
+      window_frames: See the op.
+      written: How many entries of each row's ring hold a frame; the newest stands at a place of its own.
+      is_block_seen: Whether a frame in flight is seen by those after it.
+      sinks: Frames that stay visible.
+      dtype: Of queries, keys and values.
+    """
+
+    shape: tuple[int, int, int, int, int, int, int]
+    window_frames: int
+    written: tuple[int, ...]
+    is_block_seen: bool = True
+    sinks: int = 0
+    dtype: str = "float32"
+
+    def arguments(self, seed: int = 0) -> tuple[Any, ...]:
+        """Fresh random arrays: q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink."""
+        b, f, r, s, n, g, k = self.shape
+        rng = np.random.default_rng(seed)
+
+        def draw(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        age = np.stack([np.roll(np.where(np.arange(r) < count, 1 + np.arange(r), 0), row + 1)
+                        for row, count in enumerate(self.written)]).astype(np.int32)  # fmt: skip
+        seen = np.full((b, f), self.is_block_seen)
+        sink = None
+        if self.sinks:
+            sink = (draw(b, f, s, n, k), draw(b, self.sinks, s, g, k), draw(b, self.sinks, s, g, k),
+                    rng.random((b, f, self.sinks)) < 0.5)  # fmt: skip
+        queries = (draw(b, f, s, n, k), draw(b, f, s, g, k), draw(b, f, s, g, k))
+        return *queries, draw(b, r, s, g, k), draw(b, r, s, g, k), age, seen, sink
+
+
+SMALL = {
+    "one frame": Case((1, 1, 4, 128, 2, 2, 16), window_frames=4, written=(4,)),
+    "rows at different times": Case((3, 1, 4, 128, 4, 2, 16), window_frames=3, written=(4, 1, 0)),
+    "two frames in flight": Case((2, 2, 3, 128, 2, 1, 16), window_frames=3, written=(3, 2)),
+    "a draft nobody sees": Case((2, 2, 3, 128, 2, 1, 16), window_frames=3, written=(3, 0), is_block_seen=False),
+    "sinks": Case((2, 1, 3, 128, 2, 1, 16), window_frames=2, written=(3, 1), sinks=2),
+    "bfloat16": Case((1, 1, 4, 128, 4, 2, 64), window_frames=4, written=(3,), dtype="bfloat16"),
+}
+LARGE = {
+    "1 frame x 256 tokens, 64 frames": Case(
+        (1, 1, 64, 256, 16, 16, 64), window_frames=64, written=(64,), dtype="bfloat16"
+    ),
+    "8 rows": Case((8, 1, 64, 256, 16, 16, 64), window_frames=64, written=(64,) * 8, dtype="bfloat16"),
+}

@@ -1,0 +1,291 @@
+"""Flash attention between frames on TPUs: only pairs of frames that see each other are fetched, no mask is in memory.
+
+A frame's tokens see all tokens of another frame or none, so who sees whom is a small table `visible[b t u]`. Of it each
+frame gets the list of the frames that it sees; the lists lie in scalar memory and steer what is fetched. Everything inside
+is transposed (keys on sublanes, queries on lanes), so that the statistics of a query are a row.
+
+Source: FlashAttention-2, algorithms 1 and 2; JAX's splash attention for lists of blocks in scalar memory.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float
+
+LANES = 128
+MOST_ROWS = 512
+NOTHING = -1e30
+
+
+def frame_flash(
+    q: Float[Array, "b t s n k"],
+    k: Float[Array, "b u s g k"],
+    v: Float[Array, "b u s g k"],
+    visible: Bool[Array, "b t u"],
+    *,
+    most_seen: int,
+    most_seen_by: int,
+    interpret: Any = False,
+) -> tuple[Float[Array, "b t s n k"], Float[Array, "b t s n"]]:
+    """Every token of frame t against every token of the frames it sees; differentiable in q, k and v.
+
+    `most_seen` bounds the frames that one frame sees, `most_seen_by` the frames that see one. A frame that sees
+    nothing answers zero.
+
+    Returns:
+      The answers, and the logarithm of each query's sum of exponentials (float32), by which two calls can be joined.
+
+    Raises:
+      ValueError: see `refusal`.
+    """
+    if reason := refusal(q, k):
+        raise ValueError(f"frame_flash: {reason}")
+    groups = k.shape[3]
+    rows = rearrange(q, "b t s (g m) k -> b g t (m s) k", g=groups)
+    keys, values = (rearrange(a, "b u s g k -> b g u s k") for a in (k, v))
+    sizes = (min(most_seen, k.shape[1]), min(most_seen_by, q.shape[1]))
+    out, lse = _attend(rows, keys, values, visible, sizes, interpret)
+    out = rearrange(out, "b g t (m s) k -> b t s (g m) k", s=q.shape[2])
+    return out, rearrange(lse, "b g t 1 (m s) -> b t s (g m)", s=q.shape[2])
+
+
+def refusal(q: Any, *keys: Any) -> str | None:
+    """Why the kernel has no tiles for these arrays; None where it has."""
+    odd = [a.shape[2] for a in (q, *keys) if a.shape[2] % LANES]
+    if odd:
+        return f"frames have {odd[0]} tokens, it needs a multiple of {LANES}"
+    return f"heads have {q.shape[4]} channels, it needs a multiple of 8" if q.shape[4] % 8 else None
+
+
+def join(parts: list[tuple[Any, Any]]) -> Any:
+    """One softmax out of several: the answers of `frame_flash` to the same queries, weighted by their sums."""
+    best = functools.reduce(jnp.maximum, [lse for _, lse in parts])
+    weights = [jnp.exp(lse - best) for _, lse in parts]
+    total = sum(weights[1:], weights[0])
+    mixed = [
+        (weight / total)[..., None] * out.astype(jnp.float32) for weight, (out, _) in zip(weights, parts, strict=True)
+    ]
+    return sum(mixed[1:], mixed[0]).astype(parts[0][0].dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], interpret: Any) -> tuple[Any, Any]:
+    return _forward(q, k, v, visible, sizes, interpret)
+
+
+def _attend_forward(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], interpret: Any):
+    out, lse = _forward(q, k, v, visible, sizes, interpret)
+    return (out, lse), (q, k, v, visible, out, lse)
+
+
+def _attend_backward(sizes: tuple[int, int], interpret: Any, kept: Any, given: Any):
+    q, k, v, visible, out, lse = kept
+    d_out, d_lse = given
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[..., None, :] - d_lse
+    d_q = _backward_queries(q, k, v, d_out, lse, delta, visible, sizes, interpret)
+    d_k, d_v = _backward_keys(q, k, v, d_out, lse, delta, visible, sizes, interpret)
+    return d_q, d_k, d_v, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _lists(visible: Any, most: int) -> tuple[Any, Any]:
+    """Of each frame the frames marked, first to last, and how many; the list ends in repeats, which fetch nothing."""
+    count = visible.sum(-1).astype(jnp.int32)
+    order = jnp.argsort(~visible, axis=-1, stable=True)[..., :most]
+    place = jnp.minimum(jnp.arange(most), jnp.maximum(count - 1, 0)[..., None])
+    return jnp.take_along_axis(order, place, axis=-1).astype(jnp.int32).reshape(-1), count.reshape(-1)
+
+
+def _block(size: int) -> int:
+    """Rows of a block: the largest multiple of 128 that divides `size` and is not too large."""
+    return max(rows for rows in range(LANES, min(size, MOST_ROWS) + 1, LANES) if size % rows == 0)
+
+
+def _product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+class _Grid:
+    """Blocks of an outer frame against the blocks of the frames in its list; one list a row of the batch and frame."""
+
+    def __init__(self, batch: int, groups: int, frames: int, outer: tuple[int, int], inner: tuple[int, int], most: int):
+        self.frames, self.most = frames, most
+        self.outer, self.inner = outer, inner
+        self.across = inner[0] // inner[1]
+        self.shape = (batch, groups, frames, outer[0] // outer[1], most * self.across)
+
+    def here(self, rows: int, columns: int) -> pl.BlockSpec:
+        """A block of the outer frame, `[rows columns]` of which one is the size of an outer block."""
+        turned = rows == 1
+        return pl.BlockSpec(
+            (None, None, None, rows, columns), lambda b, g, t, i, j, *_: (b, g, t, *((0, i) if turned else (i, 0)))
+        )
+
+    def there(self, rows: int, columns: int) -> pl.BlockSpec:
+        """A block of the frame at place j of the list."""
+        turned = rows == 1
+
+        def place(b, g, t, i, j, order, count):
+            frame = order[(b * self.frames + t) * self.most + j // self.across]
+            part = j % self.across
+            return (b, g, frame, *((0, part) if turned else (part, 0)))
+
+        return pl.BlockSpec((None, None, None, rows, columns), place)
+
+    def turn(self, count: Any) -> tuple[Any, Any, Any]:
+        """Whether this is the first, a real, or the last step of an outer block."""
+        j, last = pl.program_id(4), self.shape[4] - 1
+        seen = count[pl.program_id(0) * self.frames + pl.program_id(2)]
+        return j == 0, j // self.across < seen, j == last
+
+
+_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "parallel", "arbitrary"))
+
+
+def _forward(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], interpret: Any) -> tuple[Any, Any]:
+    (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
+    row, column = _block(rows), _block(columns)
+    grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), sizes[0]), head**-0.5
+
+    def kernel(order, count, q, k, v, out, lse, best, total, answer):
+        is_first, is_real, is_last = grid.turn(count)
+
+        @pl.when(is_first)
+        def _():
+            best[...] = jnp.full_like(best, NOTHING)
+            total[...] = jnp.zeros_like(total)
+            answer[...] = jnp.zeros_like(answer)
+
+        @pl.when(is_real)
+        def _():
+            logits = _product(k[...], q[...], (1, 1)) * scale
+            new = jnp.maximum(best[...], logits.max(0, keepdims=True))
+            weights, keep = jnp.exp(logits - new), jnp.exp(best[...] - new)
+            total[...] = total[...] * keep + weights.sum(0, keepdims=True)
+            answer[...] = answer[...] * keep + _product(v[...], weights.astype(v.dtype), (0, 0))
+            best[...] = new
+
+        @pl.when(is_last)
+        def _():
+            some = jnp.where(total[...] > 0.0, total[...], 1.0)
+            out[...] = (answer[...] / some).T.astype(out.dtype)
+            lse[...] = best[...] + jnp.log(some)
+
+    pairs = rows * columns * frames * batch * groups * sizes[0]
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=grid.shape,
+            in_specs=[grid.here(row, head), grid.there(column, head), grid.there(column, head)],
+            out_specs=[grid.here(row, head), grid.here(1, row)],
+            scratch_shapes=[
+                pltpu.VMEM((1, row), jnp.float32),
+                pltpu.VMEM((1, row), jnp.float32),
+                pltpu.VMEM((head, row), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, groups, frames, 1, rows), jnp.float32),
+        ],
+        compiler_params=_PARAMS,
+        cost_estimate=pl.CostEstimate(
+            flops=4 * pairs * head, transcendentals=pairs, bytes_accessed=2 * q.size * q.dtype.itemsize + 2 * k.nbytes
+        ),
+        interpret=interpret,
+        name="frame_flash",
+    )(*_lists(visible, sizes[0]), q, k, v)
+
+
+def _backward_queries(q, k, v, d_out, lse, delta, visible, sizes, interpret):
+    (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
+    row, column = _block(rows), _block(columns)
+    grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), sizes[0]), head**-0.5
+
+    def kernel(order, count, q, k, v, d_out, lse, delta, d_q, gathered):
+        is_first, is_real, is_last = grid.turn(count)
+
+        @pl.when(is_first)
+        def _():
+            gathered[...] = jnp.zeros_like(gathered)
+
+        @pl.when(is_real)
+        def _():
+            weights = jnp.exp(_product(k[...], q[...], (1, 1)) * scale - lse[...])
+            error = weights * (_product(v[...], d_out[...], (1, 1)) - delta[...])
+            gathered[...] += _product(k[...], error.astype(k.dtype), (0, 0))
+
+        @pl.when(is_last)
+        def _():
+            d_q[...] = (gathered[...] * scale).T.astype(d_q.dtype)
+
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=grid.shape,
+            in_specs=[
+                grid.here(row, head), grid.there(column, head), grid.there(column, head), grid.here(row, head),
+                grid.here(1, row), grid.here(1, row),
+            ],
+            out_specs=grid.here(row, head),
+            scratch_shapes=[pltpu.VMEM((head, row), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=_PARAMS,
+        interpret=interpret,
+        name="frame_flash_d_q",
+    )(*_lists(visible, sizes[0]), q, k, v, d_out, lse, delta)  # fmt: skip
+
+
+def _backward_keys(q, k, v, d_out, lse, delta, visible, sizes, interpret):
+    (batch, groups, _, rows, head), (frames, columns) = q.shape, k.shape[2:4]
+    row, column = _block(rows), _block(columns)
+    grid, scale = _Grid(batch, groups, frames, (columns, column), (rows, row), sizes[1]), head**-0.5
+
+    def kernel(order, count, q, k, v, d_out, lse, delta, d_k, d_v, of_keys, of_values):
+        is_first, is_real, is_last = grid.turn(count)
+
+        @pl.when(is_first)
+        def _():
+            of_keys[...] = jnp.zeros_like(of_keys)
+            of_values[...] = jnp.zeros_like(of_values)
+
+        @pl.when(is_real)
+        def _():
+            weights = jnp.exp(_product(k[...], q[...], (1, 1)) * scale - lse[...])
+            error = weights * (_product(v[...], d_out[...], (1, 1)) - delta[...])
+            of_values[...] += _product(weights.astype(d_out.dtype), d_out[...], (1, 0))
+            of_keys[...] += _product(error.astype(q.dtype), q[...], (1, 0))
+
+        @pl.when(is_last)
+        def _():
+            d_k[...] = (of_keys[...] * scale).astype(d_k.dtype)
+            d_v[...] = of_values[...].astype(d_v.dtype)
+
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=grid.shape,
+            in_specs=[
+                grid.there(row, head), grid.here(column, head), grid.here(column, head), grid.there(row, head),
+                grid.there(1, row), grid.there(1, row),
+            ],
+            out_specs=[grid.here(column, head), grid.here(column, head)],
+            scratch_shapes=[pltpu.VMEM((column, head), jnp.float32), pltpu.VMEM((column, head), jnp.float32)],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)],
+        compiler_params=_PARAMS,
+        interpret=interpret,
+        name="frame_flash_d_kv",
+    )(*_lists(jnp.swapaxes(visible, 1, 2), sizes[1]), q, k, v, d_out, lse, delta)  # fmt: skip
