@@ -44,13 +44,13 @@ class Case:
 
 
 SMALL = {
-    "plain": Case((1, 4, 128, 2, 2, 16), window_frames=2),
-    "grouped heads, episodes": Case((2, 4, 128, 4, 2, 16), window_frames=2, segments=(0, 2)),
-    "window beyond the clip": Case((1, 3, 128, 2, 1, 32), window_frames=16),
-    "drafts": Case((2, 6, 128, 2, 1, 16), window_frames=2, drafts=3, segments=(1, 0)),
-    "sinks": Case((2, 5, 128, 2, 1, 16), window_frames=2, sinks=1, segments=(0, 3)),
+    "plain": Case((1, 3, 128, 2, 2, 16), window_frames=1),
+    "grouped heads, episodes": Case((2, 3, 128, 4, 2, 16), window_frames=2, segments=(0, 2)),
+    "window beyond the clip": Case((1, 2, 128, 2, 1, 32), window_frames=16),
+    "drafts": Case((1, 6, 128, 2, 1, 16), window_frames=1, drafts=3, segments=(2,)),
+    "sinks": Case((1, 4, 128, 2, 1, 16), window_frames=1, sinks=1, segments=(3,)),
     "several blocks a frame": Case((1, 2, 640, 2, 1, 16), window_frames=1),
-    "bfloat16": Case((1, 4, 128, 4, 2, 64), window_frames=2, dtype="bfloat16"),
+    "bfloat16": Case((1, 2, 128, 4, 2, 64), window_frames=2, dtype="bfloat16"),
 }
 LARGE = {
     "32 frames x 256 tokens": Case((1, 32, 256, 16, 16, 64), window_frames=16, dtype="bfloat16"),

@@ -47,12 +47,12 @@ class Case:
 
 
 SMALL = {
-    "one frame": Case((1, 1, 4, 128, 2, 2, 16), window_frames=4, written=(4,)),
-    "rows at different times": Case((3, 1, 4, 128, 4, 2, 16), window_frames=3, written=(4, 1, 0)),
-    "two frames in flight": Case((2, 2, 3, 128, 2, 1, 16), window_frames=3, written=(3, 2)),
-    "a draft nobody sees": Case((2, 2, 3, 128, 2, 1, 16), window_frames=3, written=(3, 0), is_block_seen=False),
-    "sinks": Case((2, 1, 3, 128, 2, 1, 16), window_frames=2, written=(3, 1), sinks=2),
-    "bfloat16": Case((1, 1, 4, 128, 4, 2, 64), window_frames=4, written=(3,), dtype="bfloat16"),
+    "one frame": Case((1, 1, 3, 128, 2, 2, 16), window_frames=3, written=(3,)),
+    "rows at different times": Case((3, 1, 3, 128, 2, 1, 16), window_frames=2, written=(3, 1, 0)),
+    "two frames in flight": Case((1, 2, 3, 128, 2, 1, 16), window_frames=2, written=(3,)),
+    "a draft nobody sees": Case((1, 2, 2, 128, 2, 1, 16), window_frames=2, written=(1,), is_block_seen=False),
+    "sinks": Case((2, 1, 2, 128, 2, 1, 16), window_frames=1, written=(2, 1), sinks=2),
+    "bfloat16": Case((1, 1, 2, 128, 4, 2, 64), window_frames=2, written=(2,), dtype="bfloat16"),
 }
 LARGE = {
     "1 frame x 256 tokens, 64 frames": Case(
