@@ -1,12 +1,49 @@
-"""Which implementation of an op runs: the one place that knows their names."""
+"""Which implementation of an op runs: the one place that knows the platforms.
 
+An op is a folder: `reference.py` says what it computes, `<name>.py` computes it on the platform of that name. Such a file has
+two functions of the same arguments: one with the name of the op, and `refusal`, which says why it cannot take them (None
+where it can). A platform is one line of `PLATFORMS`.
+"""
+
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 
-Implementation = Literal["auto", "reference", "tpu"]
-"""`auto` takes the best one for the platform compiled for; a named one runs or raises."""
+Implementation = str
+"""`auto` (the best one for the platform compiled for), `reference`, or the name of a platform: that one runs or raises."""
+
+
+class Platform(NamedTuple):
+    """An accelerator that ops may have a file for.
+
+    Attributes:
+      name: Of the file, and what users ask for.
+      lowering: The platform as JAX's lowering names it.
+      takes: Whether the kernels are for this device.
+    """
+
+    name: str
+    lowering: str
+    takes: Callable[[Any], bool]
+
+
+def _is_hopper(device: Any) -> bool:
+    """wgmma is of compute capability 9 alone: older GPUs have none, and newer ones no longer."""
+    capability = getattr(device, "compute_capability", None)
+    if capability is None:
+        return any(name in device.device_kind for name in ("H100", "H200", "GH200", "H20"))
+    return device.platform in ("gpu", "cuda") and str(capability).startswith("9.")
+
+
+PLATFORMS = (
+    Platform("tpu", "tpu", lambda device: device.platform == "tpu"),
+    Platform("gpu", "cuda", _is_hopper),
+)
 
 
 def check_implementation(op: str, implementation: str) -> None:
@@ -15,32 +52,53 @@ def check_implementation(op: str, implementation: str) -> None:
     Raises:
       ValueError: names the op, what was asked for and what there is.
     """
-    known = get_args(Implementation)
+    known = ["auto", "reference", *(platform.name for platform in PLATFORMS if _module(op, platform.name))]
     if implementation not in known:
         raise ValueError(f"{op} has no implementation {implementation!r}; it has {', '.join(known)}")
 
 
-def choose(
-    op: str,
-    implementation: str,
-    arguments: tuple[Any, ...],
-    reference: Callable[..., Any],
-    tpu: Callable[..., Any],
-    tpu_refusal: str | None,
-) -> Any:
+def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], static: dict[str, Any]) -> Any:
     """Runs the implementation that was asked for; `auto` decides by the platform compiled for, not by the host's.
 
-    Args:
-      tpu_refusal: Why the TPU kernel cannot take these arguments; None where it can.
-
     Raises:
-      ValueError: the kernel was asked for by name and cannot take them.
+      ValueError: the kernel was asked for by name and cannot take these arguments.
     """
     check_implementation(op, implementation)
-    if implementation == "tpu" and tpu_refusal:
-        raise ValueError(f"{op}: implementation 'tpu' was asked for, but {tpu_refusal}")
-    if implementation == "reference" or tpu_refusal:
+    reference = _function(op, "reference", static)
+    if implementation == "reference":
         return reference(*arguments)
-    if implementation == "tpu":
-        return tpu(*arguments)
-    return jax.lax.platform_dependent(*arguments, tpu=tpu, default=reference)
+    if implementation != "auto":
+        if reason := _refusal(op, implementation, arguments, static):
+            raise ValueError(f"{op}: implementation {implementation!r} was asked for, but {reason}")
+        return _function(op, implementation, static)(*arguments)
+    device = compiled_for()
+    fitting = [p for p in PLATFORMS if p.takes(device) and _module(op, p.name)]
+    if not fitting or _refusal(op, fitting[0].name, arguments, static):
+        return reference(*arguments)
+    # A program for this device may still be lowered for another platform, such as the host of an accelerator.
+    kernel = {fitting[0].lowering: _function(op, fitting[0].name, static)}
+    return jax.lax.platform_dependent(*arguments, **kernel, default=reference)
+
+
+def compiled_for() -> Any:
+    """The device that is compiled for, as far as JAX says: of the abstract mesh, the default device, or the first one."""
+    abstract = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if abstract is not None:
+        return abstract
+    return jax.devices(default)[0] if default is None or isinstance(default, str) else default
+
+
+def _module(op: str, name: str) -> ModuleType | None:
+    path = f"pallas_kernels.{op}.{name}"
+    return importlib.import_module(path) if importlib.util.find_spec(path) else None
+
+
+def _function(op: str, name: str, static: dict[str, Any]) -> Callable[..., Any]:
+    return functools.partial(getattr(_module(op, name), op), **static)
+
+
+def _refusal(op: str, name: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:
+    module = _module(op, name)
+    assert module is not None
+    return module.refusal(*arguments, **static)

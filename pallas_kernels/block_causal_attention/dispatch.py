@@ -1,11 +1,7 @@
 """The public function of this room: shape checks, then the choice of implementation."""
 
-import functools
-
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import frame_flash_tpu
-from pallas_kernels.block_causal_attention import reference, tpu
 from pallas_kernels.implementation import Implementation, choose
 
 
@@ -40,13 +36,5 @@ def block_causal_attention(
         raise ValueError(f"block_causal_attention: {q.shape[3]} heads are no multiple of {k.shape[3]} key-value heads")
     if drafts and 2 * drafts != q.shape[1]:
         raise ValueError(f"block_causal_attention: {drafts} drafts are not half of {q.shape[1]} frames")
-    static = {"window_frames": window_frames, "drafts": drafts}
-    refusal = "it attends whole frames, not site by site" if is_per_site else frame_flash_tpu.refusal(q, k)
-    return choose(
-        "block_causal_attention",
-        implementation,
-        (q, k, v, segment, q_sink, k_sink),
-        functools.partial(reference.block_causal_attention, is_per_site=is_per_site, **static),
-        functools.partial(tpu.block_causal_attention, **static),
-        refusal,
-    )
+    static = {"window_frames": window_frames, "is_per_site": is_per_site, "drafts": drafts}
+    return choose("block_causal_attention", implementation, (q, k, v, segment, q_sink, k_sink), static)

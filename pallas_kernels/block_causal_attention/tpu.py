@@ -1,25 +1,20 @@
-"""block_causal_attention on a TPU: flash attention over the pairs of frames that see each other, sinks joined to it."""
+"""block_causal_attention on a TPU: flash attention over the pairs of frames that see each other."""
 
 from typing import Any
 
-from pallas_kernels.block_causal_attention.reference import frame_mask, sink_mask
-from pallas_kernels.frame_flash_tpu import frame_flash, join
+from pallas_kernels import flash_tpu
+from pallas_kernels.block_causal_attention import flash
+
+
+def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
+    """Why these arguments are not for this kernel; None where they are."""
+    return "it attends whole frames, not site by site" if is_per_site else flash_tpu.refusal(q, k)
 
 
 def block_causal_attention(
-    q: Any, k: Any, v: Any, segment: Any, q_sink: Any, k_sink: Any, *, window_frames: int, drafts: int,
-    interpret: Any = False,
-) -> Any:  # fmt: skip
-    near = frame_flash(
-        q, k, v, frame_mask(segment, window_frames, drafts), most_seen=window_frames + 1,
-        # A frame is seen by those after it, and with drafts by as many drafts.
-        most_seen_by=window_frames + 1 + (window_frames if drafts else 0), interpret=interpret,
-    )  # fmt: skip
-    if k_sink is None:
-        return near[0]
-    sinks = k_sink.shape[1]
-    far = frame_flash(
-        q_sink, k_sink, v[:, :sinks], sink_mask(segment, window_frames, sinks, drafts), most_seen=sinks,
-        most_seen_by=q.shape[1], interpret=interpret,
-    )  # fmt: skip
-    return join([near, far])
+    *arguments: Any, window_frames: int, is_per_site: bool = False, drafts: int = 0, interpret: Any = False
+) -> Any:
+    assert not is_per_site
+    return flash.block_causal_attention(
+        flash_tpu.KERNELS, *arguments, window_frames=window_frames, drafts=drafts, interpret=interpret
+    )

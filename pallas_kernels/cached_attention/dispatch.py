@@ -1,12 +1,9 @@
 """The public function of this room: shape checks, then the choice of implementation."""
 
-import functools
 from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import frame_flash_tpu
-from pallas_kernels.cached_attention import reference, tpu
 from pallas_kernels.implementation import Implementation, choose
 
 
@@ -41,12 +38,7 @@ def cached_attention(
         raise ValueError(f"cached_attention: ring keys {ring_k.shape}, values {ring_v.shape}, ages {ring_age.shape}")
     if q.shape[3] % k.shape[3]:
         raise ValueError(f"cached_attention: {q.shape[3]} heads are no multiple of {k.shape[3]} key-value heads")
-    refusal = "it attends whole frames, not site by site" if is_per_site else frame_flash_tpu.refusal(q, k)
+    arguments = (q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink)
     return choose(
-        "cached_attention",
-        implementation,
-        (q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink),
-        functools.partial(reference.cached_attention, window_frames=window_frames, is_per_site=is_per_site),
-        functools.partial(tpu.cached_attention, window_frames=window_frames),
-        refusal,
+        "cached_attention", implementation, arguments, {"window_frames": window_frames, "is_per_site": is_per_site}
     )

@@ -1,21 +1,16 @@
-"""cached_attention on a TPU: the ring, the frames in flight and the sinks each by one flash call, joined; no copy of the ring."""
+"""cached_attention on a TPU: flash attention to the ring as it lies."""
 
 from typing import Any
 
-from pallas_kernels.cached_attention.reference import visible
-from pallas_kernels.frame_flash_tpu import frame_flash, join
+from pallas_kernels import flash_tpu
+from pallas_kernels.cached_attention import flash
 
 
-def cached_attention(
-    q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, ring_age: Any, is_block_seen: Any, sink: Any, *,
-    window_frames: int, interpret: Any = False,
-) -> Any:  # fmt: skip
-    mask, length, frames = visible(ring_age, is_block_seen, window_frames), ring_k.shape[1], q.shape[1]
-    parts = [
-        (q, ring_k.astype(k.dtype), ring_v.astype(v.dtype), mask[..., :length]),
-        (q, k, v, mask[..., length:]),
-        *([sink] if sink is not None else []),
-    ]
-    return join(
-        [frame_flash(*part, most_seen=part[3].shape[2], most_seen_by=frames, interpret=interpret) for part in parts]
-    )
+def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
+    """Why these arguments are not for this kernel; None where they are."""
+    return "it attends whole frames, not site by site" if is_per_site else flash_tpu.refusal(q, k)
+
+
+def cached_attention(*arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False) -> Any:
+    assert not is_per_site
+    return flash.cached_attention(flash_tpu.KERNELS, *arguments, window_frames=window_frames, interpret=interpret)

@@ -5,24 +5,28 @@ Tolerances: float32 products and sums of a few hundred terms in another order, 2
 weights are rounded to 8 bits before the second product: 2e-2.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from pallas_kernels import block_causal_attention, cached_attention
 from pallas_kernels.block_causal_attention import cases as block_cases
+from pallas_kernels.block_causal_attention import gpu as block_gpu
 from pallas_kernels.block_causal_attention import reference as block_reference
 from pallas_kernels.block_causal_attention import tpu as block_tpu
 from pallas_kernels.cached_attention import cases as cached_cases
+from pallas_kernels.cached_attention import gpu as cached_gpu
 from pallas_kernels.cached_attention import reference as cached_reference
 from pallas_kernels.cached_attention import tpu as cached_tpu
 
-STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise")
+PLATFORMS = {"tpu": (block_tpu, cached_tpu), "gpu": (block_gpu, cached_gpu)}
 A_TPU = AbstractMesh((1,), ("_",), (AxisType.Explicit,), abstract_device=AbstractDevice("TPU v6 lite", 1, "tpu"))
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 
@@ -61,25 +65,42 @@ def compare(kernel, reference, arguments, dtype, capfd):
     assert "RACE DETECTED" not in "".join(capfd.readouterr()), "before JAX 0.12 races are only printed"
 
 
+def fitted(case, platform):
+    """The case as the platform's kernels take it: wgmma wants 16 bits and 64 channels, and 192 tokens are three tiles."""
+    if platform == "tpu":
+        return case
+    *lead, tokens, heads, groups, _ = case.shape
+    return dataclasses.replace(case, shape=(*lead, min(tokens, 192), heads, groups, 64), dtype="bfloat16")
+
+
+def strict(platform):
+    if platform == "tpu":
+        return pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise")
+    if not hasattr(mosaic_gpu, "InterpretGPUParams"):
+        pytest.skip("this JAX has no interpreter of GPU kernels (0.11 has)")
+    return mosaic_gpu.InterpretGPUParams(detect_races=True)
+
+
 @pytest.mark.parametrize("name", block_cases.SMALL)
-def test_block_causal_attention_on_a_tpu(name, capfd):
-    case = block_cases.SMALL[name]
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_block_causal_attention(platform, name, capfd):
+    case = fitted(block_cases.SMALL[name], platform)
     static = {"window_frames": case.window_frames, "drafts": case.drafts}
     compare(
-        functools.partial(block_tpu.block_causal_attention, interpret=STRICT, **static),
+        functools.partial(PLATFORMS[platform][0].block_causal_attention, interpret=strict(platform), **static),
         functools.partial(block_reference.block_causal_attention, is_per_site=False, **static),
         case.arguments(), case.dtype, capfd,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", cached_cases.SMALL)
-def test_cached_attention_on_a_tpu(name, capfd):
-    case = cached_cases.SMALL[name]
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_cached_attention(platform, name, capfd):
+    case = fitted(cached_cases.SMALL[name], platform)
+    static = {"window_frames": case.window_frames}
     compare(
-        functools.partial(cached_tpu.cached_attention, interpret=STRICT, window_frames=case.window_frames),
-        functools.partial(
-            cached_reference.cached_attention, is_per_site=False, window_frames=case.window_frames
-        ),
+        functools.partial(PLATFORMS[platform][1].cached_attention, interpret=strict(platform), **static),
+        functools.partial(cached_reference.cached_attention, is_per_site=False, **static),
         case.arguments(), case.dtype, capfd,
     )  # fmt: skip
 

@@ -1,13 +1,11 @@
-"""Flash attention between frames on TPUs: only pairs of frames that see each other are fetched, no mask is in memory.
+"""Flash attention between frames on TPUs: `frame_flash` says what it computes, this file how.
 
-A frame's tokens see all tokens of another frame or none, so who sees whom is a small table `visible[b t u]`. Of it each
-frame gets the list of the frames that it sees; the lists lie in scalar memory and steer what is fetched. Everything inside
-is transposed (keys on sublanes, queries on lanes), so that the statistics of a query are a row.
+The lists lie in scalar memory and steer what is fetched. Everything inside is transposed (keys on sublanes, queries on
+lanes), so that the statistics of a query are a row.
 
 Source: FlashAttention-2, algorithms 1 and 2; JAX's splash attention for lists of blocks in scalar memory.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -15,43 +13,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float
+
+from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
 
 LANES = 128
 MOST_ROWS = 512
-NOTHING = -1e30
-
-
-def frame_flash(
-    q: Float[Array, "b t s n k"],
-    k: Float[Array, "b u s g k"],
-    v: Float[Array, "b u s g k"],
-    visible: Bool[Array, "b t u"],
-    *,
-    most_seen: int,
-    most_seen_by: int,
-    interpret: Any = False,
-) -> tuple[Float[Array, "b t s n k"], Float[Array, "b t s n"]]:
-    """Every token of frame t against every token of the frames it sees; differentiable in q, k and v.
-
-    `most_seen` bounds the frames that one frame sees, `most_seen_by` the frames that see one. A frame that sees
-    nothing answers zero.
-
-    Returns:
-      The answers, and the logarithm of each query's sum of exponentials (float32), by which two calls can be joined.
-
-    Raises:
-      ValueError: see `refusal`.
-    """
-    if reason := refusal(q, k):
-        raise ValueError(f"frame_flash: {reason}")
-    groups = k.shape[3]
-    rows = rearrange(q, "b t s (g m) k -> b g t (m s) k", g=groups)
-    keys, values = (rearrange(a, "b u s g k -> b g u s k") for a in (k, v))
-    sizes = (min(most_seen, k.shape[1]), min(most_seen_by, q.shape[1]))
-    out, lse = _attend(rows, keys, values, visible, sizes, interpret)
-    out = rearrange(out, "b g t (m s) k -> b t s (g m) k", s=q.shape[2])
-    return out, rearrange(lse, "b g t 1 (m s) -> b t s (g m)", s=q.shape[2])
 
 
 def refusal(q: Any, *keys: Any) -> str | None:
@@ -60,47 +26,6 @@ def refusal(q: Any, *keys: Any) -> str | None:
     if odd:
         return f"frames have {odd[0]} tokens, it needs a multiple of {LANES}"
     return f"heads have {q.shape[4]} channels, it needs a multiple of 8" if q.shape[4] % 8 else None
-
-
-def join(parts: list[tuple[Any, Any]]) -> Any:
-    """One softmax out of several: the answers of `frame_flash` to the same queries, weighted by their sums."""
-    best = functools.reduce(jnp.maximum, [lse for _, lse in parts])
-    weights = [jnp.exp(lse - best) for _, lse in parts]
-    total = sum(weights[1:], weights[0])
-    mixed = [
-        (weight / total)[..., None] * out.astype(jnp.float32) for weight, (out, _) in zip(weights, parts, strict=True)
-    ]
-    return sum(mixed[1:], mixed[0]).astype(parts[0][0].dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], interpret: Any) -> tuple[Any, Any]:
-    return _forward(q, k, v, visible, sizes, interpret)
-
-
-def _attend_forward(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], interpret: Any):
-    out, lse = _forward(q, k, v, visible, sizes, interpret)
-    return (out, lse), (q, k, v, visible, out, lse)
-
-
-def _attend_backward(sizes: tuple[int, int], interpret: Any, kept: Any, given: Any):
-    q, k, v, visible, out, lse = kept
-    d_out, d_lse = given
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[..., None, :] - d_lse
-    d_q = _backward_queries(q, k, v, d_out, lse, delta, visible, sizes, interpret)
-    d_k, d_v = _backward_keys(q, k, v, d_out, lse, delta, visible, sizes, interpret)
-    return d_q, d_k, d_v, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _lists(visible: Any, most: int) -> tuple[Any, Any]:
-    """Of each frame the frames marked, first to last, and how many; the list ends in repeats, which fetch nothing."""
-    count = visible.sum(-1).astype(jnp.int32)
-    order = jnp.argsort(~visible, axis=-1, stable=True)[..., :most]
-    place = jnp.minimum(jnp.arange(most), jnp.maximum(count - 1, 0)[..., None])
-    return jnp.take_along_axis(order, place, axis=-1).astype(jnp.int32).reshape(-1), count.reshape(-1)
 
 
 def _block(size: int) -> int:
@@ -150,10 +75,30 @@ class _Grid:
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "parallel", "arbitrary"))
 
 
-def _forward(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], interpret: Any) -> tuple[Any, Any]:
+def _rows(a: Any, groups: int) -> Any:
+    """Tokens of all heads that share keys under each other."""
+    return rearrange(a, "b t s (g m) k -> b g t (m s) k", g=groups)
+
+
+def _columns(a: Any) -> Any:
+    return rearrange(a, "b u s g k -> b g u s k")
+
+
+def _statistic(a: Any, groups: int) -> Any:
+    return rearrange(a, "b t (g m) s -> b g t 1 (m s)", g=groups)
+
+
+def _of(lists: Lists) -> tuple[Any, Any]:
+    """As scalar memory wants them: flat."""
+    return lists.order.reshape(-1), lists.count.reshape(-1)
+
+
+def _forward(q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
+    most, tokens = lists.order.shape[-1], q.shape[2]
+    q, k, v = _rows(q, k.shape[3]), _columns(k), _columns(v)
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
     row, column = _block(rows), _block(columns)
-    grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), sizes[0]), head**-0.5
+    grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), most), head**-0.5
 
     def kernel(order, count, q, k, v, out, lse, best, total, answer):
         is_first, is_real, is_last = grid.turn(count)
@@ -179,8 +124,8 @@ def _forward(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], inter
             out[...] = (answer[...] / some).T.astype(out.dtype)
             lse[...] = best[...] + jnp.log(some)
 
-    pairs = rows * columns * frames * batch * groups * sizes[0]
-    return pl.pallas_call(
+    pairs = rows * columns * frames * batch * groups * most
+    out, lse = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -203,13 +148,25 @@ def _forward(q: Any, k: Any, v: Any, visible: Any, sizes: tuple[int, int], inter
         ),
         interpret=interpret,
         name="frame_flash",
-    )(*_lists(visible, sizes[0]), q, k, v)
+    )(*_of(lists), q, k, v)
+    out = rearrange(out, "b g t (m s) k -> b t s (g m) k", s=tokens)
+    return out, rearrange(lse, "b g t 1 (m s) -> b t (g m) s", s=tokens)
 
 
-def _backward_queries(q, k, v, d_out, lse, delta, visible, sizes, interpret):
+def _arrays(saved: Saved) -> tuple[Any, ...]:
+    groups = saved.k.shape[3]
+    return (
+        _rows(saved.q, groups), _columns(saved.k), _columns(saved.v), _rows(saved.d_out, groups),
+        _statistic(saved.lse, groups), _statistic(saved.delta, groups),
+    )  # fmt: skip
+
+
+def _backward_queries(saved: Saved, lists: Lists, interpret: Any) -> Any:
+    q, k, v, d_out, lse, delta = _arrays(saved)
+    most, tokens = lists.order.shape[-1], saved.q.shape[2]
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
     row, column = _block(rows), _block(columns)
-    grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), sizes[0]), head**-0.5
+    grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), most), head**-0.5
 
     def kernel(order, count, q, k, v, d_out, lse, delta, d_q, gathered):
         is_first, is_real, is_last = grid.turn(count)
@@ -228,7 +185,7 @@ def _backward_queries(q, k, v, d_out, lse, delta, visible, sizes, interpret):
         def _():
             d_q[...] = (gathered[...] * scale).T.astype(d_q.dtype)
 
-    return pl.pallas_call(
+    d_q = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -244,13 +201,15 @@ def _backward_queries(q, k, v, d_out, lse, delta, visible, sizes, interpret):
         compiler_params=_PARAMS,
         interpret=interpret,
         name="frame_flash_d_q",
-    )(*_lists(visible, sizes[0]), q, k, v, d_out, lse, delta)  # fmt: skip
+    )(*_of(lists), q, k, v, d_out, lse, delta)  # fmt: skip
+    return rearrange(d_q, "b g t (m s) k -> b t s (g m) k", s=tokens)
 
 
-def _backward_keys(q, k, v, d_out, lse, delta, visible, sizes, interpret):
+def _backward_keys(saved: Saved, lists: Lists, interpret: Any) -> Any:
+    q, k, v, d_out, lse, delta = _arrays(saved)
     (batch, groups, _, rows, head), (frames, columns) = q.shape, k.shape[2:4]
     row, column = _block(rows), _block(columns)
-    grid, scale = _Grid(batch, groups, frames, (columns, column), (rows, row), sizes[1]), head**-0.5
+    grid, scale = _Grid(batch, groups, frames, (columns, column), (rows, row), lists.order.shape[-1]), head**-0.5
 
     def kernel(order, count, q, k, v, d_out, lse, delta, d_k, d_v, of_keys, of_values):
         is_first, is_real, is_last = grid.turn(count)
@@ -272,7 +231,7 @@ def _backward_keys(q, k, v, d_out, lse, delta, visible, sizes, interpret):
             d_k[...] = (of_keys[...] * scale).astype(d_k.dtype)
             d_v[...] = of_values[...].astype(d_v.dtype)
 
-    return pl.pallas_call(
+    d_k, d_v = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -288,4 +247,8 @@ def _backward_keys(q, k, v, d_out, lse, delta, visible, sizes, interpret):
         compiler_params=_PARAMS,
         interpret=interpret,
         name="frame_flash_d_kv",
-    )(*_lists(jnp.swapaxes(visible, 1, 2), sizes[1]), q, k, v, d_out, lse, delta)  # fmt: skip
+    )(*_of(lists), q, k, v, d_out, lse, delta)  # fmt: skip
+    return tuple(rearrange(a, "b g u s k -> b u s g k") for a in (d_k, d_v))
+
+
+KERNELS = Kernels(_forward, _backward_queries, _backward_keys)

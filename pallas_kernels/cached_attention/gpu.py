@@ -1,0 +1,16 @@
+"""cached_attention on a GPU: flash attention to the ring as it lies."""
+
+from typing import Any
+
+from pallas_kernels import flash_gpu
+from pallas_kernels.cached_attention import flash
+
+
+def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
+    """Why these arguments are not for this kernel; None where they are."""
+    return "it attends whole frames, not site by site" if is_per_site else flash_gpu.refusal(q, k)
+
+
+def cached_attention(*arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False) -> Any:
+    assert not is_per_site
+    return flash.cached_attention(flash_gpu.KERNELS, *arguments, window_frames=window_frames, interpret=interpret)

@@ -1,0 +1,366 @@
+"""Flash attention between frames on Hopper GPUs: `frame_flash` says what it computes, this file how.
+
+A block of threads is some warpgroups that compute, each with 64 rows of its own, and one that fetches: it walks the list
+of frames and copies tiles of 64 tokens by TMA into a ring of two stages, which all the others read. Products are wgmma
+with both operands in shared memory.
+
+Source: FlashAttention-3, section 3.1 (a producer, several consumers).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
+
+TILE = 64
+STAGES = 2
+MOST_WORKERS = 2
+REGISTERS = {"worker": 240, "fetcher": 40}
+_TILED = plgpu.Layout.WGMMA
+_A_ROW, _A_COLUMN = _TILED.reduce(1), _TILED.reduce(0)
+
+
+def refusal(q: Any, *keys: Any) -> str | None:
+    """Why the kernel has no tiles for these arrays; None where it has."""
+    odd = [a.shape[2] for a in (q, *keys) if a.shape[2] % TILE]
+    if odd:
+        return f"frames have {odd[0]} tokens, it needs a multiple of {TILE}"
+    if q.shape[4] not in (64, 128):
+        return f"heads have {q.shape[4]} channels, it needs 64 or 128"
+    if any(a.dtype not in (jnp.bfloat16, jnp.float16) for a in (q, *keys)):
+        return f"the queries are {q.dtype}, it needs bfloat16 or float16"
+    return None
+
+
+def _workers(tokens: int) -> int:
+    return max(count for count in range(1, MOST_WORKERS + 1) if tokens % (count * TILE) == 0)
+
+
+def _tiles(count: int, columns: int, dtype: Any) -> Any:
+    """Tiles of 64 rows in shared memory, laid out for TMA and wgmma."""
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM((count, TILE, columns), dtype, transforms=transforms)
+
+
+def _product(a: Any, b: Any) -> Float[Array, "rows columns"]:
+    """`a @ b` of two tiles in shared memory, into registers."""
+
+    def run(sum_: Any) -> Any:
+        plgpu.wgmma(sum_, a, b)
+        return sum_[...]
+
+    return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def _spread(vector: Any, columns: int) -> Any:
+    """Each row's number in all its columns."""
+    return lax.broadcast_in_dim(vector, (vector.shape[0], columns), (0,))
+
+
+def _zeros(*shape: int, layout: Any) -> Any:
+    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
+
+
+def _store(ref: Any, value: Any) -> None:
+    """Into shared memory, where wgmma and TMA will see it."""
+    ref[...] = value.astype(ref.dtype)
+    plgpu.commit_smem()
+
+
+class _Ring:
+    """Tiles on their way from the fetcher to the workers: each stage is filled by TMA and given back by every worker."""
+
+    def __init__(self, tiles: Any, full: Any, free: Any):
+        self.tiles, self.full, self.free = tiles, full, free
+
+    def fetch(self, step: Any, source: Any) -> None:
+        stage = lax.rem(step, STAGES)
+
+        @pl.when(step >= STAGES)
+        def _():
+            plgpu.barrier_wait(self.free.at[stage])
+
+        plgpu.copy_gmem_to_smem(source, self.tiles.at[stage], self.full.at[stage])
+
+    def take(self, step: Any) -> Any:
+        """The tile of this step, once it is there."""
+        stage = lax.rem(step, STAGES)
+        plgpu.barrier_wait(self.full.at[stage])
+        return self.tiles.at[stage]
+
+    def give_back(self, step: Any) -> None:
+        plgpu.barrier_arrive(self.free.at[lax.rem(step, STAGES)])
+
+
+def _barriers(workers: int) -> list[Any]:
+    """Of one ring: full, free."""
+    return [plgpu.Barrier(num_barriers=STAGES), plgpu.Barrier(num_arrivals=workers, num_barriers=STAGES)]
+
+
+def _launch(
+    name: str, work: Callable[..., None], fetch: Callable[..., None], results: Any, scratch: list[Any],
+    grid: tuple[int, int, int, int], workers: int, interpret: Any, arrays: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    """Runs `work` on each worker and `fetch` on the one that fetches, for each (row of the batch, head, frame, block)."""
+
+    def kernel(*refs: Any) -> None:
+        me = lax.axis_index("warpgroup")
+        where = tuple(lax.axis_index(axis) for axis in ("row", "head", "frame", "block"))
+
+        @pl.when(me < workers)
+        def _():
+            _limit_registers("worker", interpret)
+            work(me, where, *refs)
+
+        @pl.when(me == workers)
+        def _():
+            _limit_registers("fetcher", interpret)
+            fetch(where, *refs)
+
+    kernel.__name__ = name
+    choice = {"interpret": interpret} if interpret else {}
+    return plgpu.kernel(
+        kernel,
+        out_type=results,
+        scratch_types=scratch,
+        grid=grid,
+        grid_names=("row", "head", "frame", "block"),
+        num_threads=workers + 1,
+        thread_name="warpgroup",
+        **choice,
+    )(*arrays)
+
+
+def _limit_registers(role: str, interpret: Any) -> None:
+    if not interpret:  # the interpreter has no registers to give
+        plgpu.set_max_registers(REGISTERS[role], action="increase" if role == "worker" else "decrease")
+
+
+def _mine(block: Any, me: Any, workers: int) -> Any:
+    return pl.ds((block * workers + me) * TILE, TILE)
+
+
+def _part(step: Any, parts: int) -> Any:
+    return pl.ds(lax.rem(step, parts) * TILE, TILE)
+
+
+def _forward(q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
+    (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
+    workers, scale, shared = _workers(tokens), channels**-0.5, heads // k.shape[3]
+
+    def work(me, where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
+        row, head, frame, block = where
+        keys, values = _Ring(keys, *barriers[:2]), _Ring(values, *barriers[2:])
+        mine, my_queries, my_weights = _mine(block, me, workers), queries.at[me], weights.at[me]
+        plgpu.copy_gmem_to_smem(q.at[row, frame, mine, head], my_queries, loaded.at[me])
+        plgpu.barrier_wait(loaded.at[me])
+
+        def turn(step, carry):
+            best, total, answer = carry
+            logits = _product(my_queries, keys.take(step).T) * scale
+            keys.give_back(step)
+            new = jnp.maximum(best, jnp.max(logits, axis=1))
+            keep, share = jnp.exp(best - new), jnp.exp(logits - _spread(new, TILE))
+            _store(my_weights, share)
+            answer = answer * _spread(keep, channels) + _product(my_weights, values.take(step))
+            values.give_back(step)
+            return new, total * keep + jnp.sum(share, axis=1), answer
+
+        start = (
+            _zeros(TILE, layout=_A_ROW) + NOTHING,
+            _zeros(TILE, layout=_A_ROW),
+            _zeros(TILE, channels, layout=_TILED),
+        )
+        best, total, answer = lax.fori_loop(0, count[row, frame] * parts, turn, start)
+        some = jnp.where(total > 0.0, total, 1.0)
+        lse[row, frame, head, mine] = best + jnp.log(some)
+        _store(my_queries, answer / _spread(some, channels))
+        plgpu.copy_smem_to_gmem(my_queries, out.at[row, frame, mine, head])
+        plgpu.wait_smem_to_gmem(0)
+
+    def fetch(where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
+        row, head, frame, _ = where
+        keys, values, group = _Ring(keys, *barriers[:2]), _Ring(values, *barriers[2:]), lax.div(head, shared)
+
+        def turn(step, _):
+            other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
+            keys.fetch(step, k.at[row, other, part, group])
+            values.fetch(step, v.at[row, other, part, group])
+
+        lax.fori_loop(0, count[row, frame] * parts, turn, None)
+
+    return _launch(
+        "frame_flash", work, fetch,
+        [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, frames, heads, tokens), jnp.float32)],
+        [
+            _tiles(workers, channels, q.dtype), _tiles(workers, TILE, q.dtype), plgpu.Barrier(num_barriers=workers),
+            _tiles(STAGES, channels, k.dtype), _tiles(STAGES, channels, v.dtype),
+            *_barriers(workers), *_barriers(workers),
+        ],
+        (batch, heads, frames, tokens // (TILE * workers)), workers, interpret, (q, k, v, *lists),
+    )  # fmt: skip
+
+
+def _backward_queries(saved: Saved, lists: Lists, interpret: Any) -> Any:
+    (batch, frames, tokens, heads, channels), parts = saved.q.shape, saved.k.shape[2] // TILE
+    workers, scale, shared = _workers(tokens), channels**-0.5, heads // saved.k.shape[3]
+
+    def work(
+        me, where, q, k, v, d_out, lse, delta, order, count, d_q, queries, errors, answers, loaded, keys, values, *bs
+    ):
+        row, head, frame, block = where
+        keys, values = _Ring(keys, *bs[:2]), _Ring(values, *bs[2:])
+        mine, my_queries, my_errors, my_answers = (
+            _mine(block, me, workers),
+            queries.at[me],
+            errors.at[me],
+            answers.at[me],
+        )
+        plgpu.copy_gmem_to_smem(q.at[row, frame, mine, head], my_queries, loaded.at[me])
+        plgpu.barrier_wait(loaded.at[me])
+        plgpu.copy_gmem_to_smem(d_out.at[row, frame, mine, head], my_answers, loaded.at[me])
+        plgpu.barrier_wait(loaded.at[me])
+        sums = plgpu.load(lse.at[row, frame, head, mine], layout=_A_ROW, optimized=False)
+        means = plgpu.load(delta.at[row, frame, head, mine], layout=_A_ROW, optimized=False)
+
+        def turn(step, gathered):
+            tile = keys.take(step)
+            share = jnp.exp(_product(my_queries, tile.T) * scale - _spread(sums, TILE))
+            error = share * (_product(my_answers, values.take(step).T) - _spread(means, TILE))
+            values.give_back(step)
+            _store(my_errors, error)
+            gathered = gathered + _product(my_errors, tile)
+            keys.give_back(step)
+            return gathered
+
+        gathered = lax.fori_loop(0, count[row, frame] * parts, turn, _zeros(TILE, channels, layout=_TILED))
+        _store(my_queries, gathered * scale)
+        plgpu.copy_smem_to_gmem(my_queries, d_q.at[row, frame, mine, head])
+        plgpu.wait_smem_to_gmem(0)
+
+    def fetch(
+        where, q, k, v, d_out, lse, delta, order, count, d_q, queries, errors, answers, loaded, keys, values, *bs
+    ):
+        row, head, frame, _ = where
+        keys, values, group = _Ring(keys, *bs[:2]), _Ring(values, *bs[2:]), lax.div(head, shared)
+
+        def turn(step, _):
+            other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
+            keys.fetch(step, k.at[row, other, part, group])
+            values.fetch(step, v.at[row, other, part, group])
+
+        lax.fori_loop(0, count[row, frame] * parts, turn, None)
+
+    q, k = saved.q, saved.k
+    return _launch(
+        "frame_flash_d_q", work, fetch, jax.ShapeDtypeStruct(q.shape, q.dtype),
+        [
+            _tiles(workers, channels, q.dtype), _tiles(workers, TILE, k.dtype), _tiles(workers, channels, q.dtype),
+            plgpu.Barrier(num_barriers=workers), _tiles(STAGES, channels, k.dtype), _tiles(STAGES, channels, k.dtype),
+            *_barriers(workers), *_barriers(workers),
+        ],
+        (batch, heads, frames, tokens // (TILE * workers)), workers, interpret, (*saved, *lists),
+    )  # fmt: skip
+
+
+def _backward_keys(saved: Saved, lists: Lists, interpret: Any) -> Any:
+    (batch, frames, tokens, groups, channels), parts = saved.k.shape, saved.q.shape[2] // TILE
+    shared = saved.q.shape[3] // groups
+    workers, scale = _workers(tokens), channels**-0.5
+
+    def place(step, order, row, frame):
+        """Which frame, tokens and head of the queries come at this step."""
+        return (
+            order[row, frame, lax.div(step, parts * shared)],
+            _part(step, parts),
+            lax.rem(lax.div(step, parts), shared),
+        )
+
+    def work(
+        me,
+        where,
+        q,
+        k,
+        v,
+        d_out,
+        lse,
+        delta,
+        order,
+        count,
+        d_k,
+        d_v,
+        keys,
+        values,
+        shares,
+        loaded,
+        queries,
+        answers,
+        *bs,
+    ):
+        row, group, frame, block = where
+        queries, answers = _Ring(queries, *bs[:2]), _Ring(answers, *bs[2:])
+        mine, my_keys, my_values, my_shares = _mine(block, me, workers), keys.at[me], values.at[me], shares.at[me]
+        plgpu.copy_gmem_to_smem(k.at[row, frame, mine, group], my_keys, loaded.at[me])
+        plgpu.barrier_wait(loaded.at[me])
+        plgpu.copy_gmem_to_smem(v.at[row, frame, mine, group], my_values, loaded.at[me])
+        plgpu.barrier_wait(loaded.at[me])
+
+        def turn(step, carry):
+            of_keys, of_values = carry
+            other, part, member = place(step, order, row, frame)
+            head = group * shared + member
+            sums = plgpu.load(lse.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
+            means = plgpu.load(delta.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
+            tile = queries.take(step)
+            share = jnp.exp(_product(my_keys, tile.T) * scale - lax.broadcast_in_dim(sums, (TILE, TILE), (1,)))
+            _store(my_shares, share)
+            given = answers.take(step)
+            of_values = of_values + _product(my_shares, given)
+            error = share * (_product(my_values, given.T) - lax.broadcast_in_dim(means, (TILE, TILE), (1,)))
+            answers.give_back(step)
+            _store(my_shares, error)
+            of_keys = of_keys + _product(my_shares, tile)
+            queries.give_back(step)
+            return of_keys, of_values
+
+        nothing = _zeros(TILE, channels, layout=_TILED)
+        of_keys, of_values = lax.fori_loop(0, count[row, frame] * parts * shared, turn, (nothing, nothing))
+        _store(my_keys, of_keys * scale)
+        _store(my_values, of_values)
+        plgpu.copy_smem_to_gmem(my_keys, d_k.at[row, frame, mine, group])
+        plgpu.copy_smem_to_gmem(my_values, d_v.at[row, frame, mine, group])
+        plgpu.wait_smem_to_gmem(0)
+
+    def fetch(
+        where, q, k, v, d_out, lse, delta, order, count, d_k, d_v, keys, values, shares, loaded, queries, answers, *bs
+    ):
+        row, group, frame, _ = where
+        queries, answers = _Ring(queries, *bs[:2]), _Ring(answers, *bs[2:])
+
+        def turn(step, _):
+            other, part, member = place(step, order, row, frame)
+            queries.fetch(step, q.at[row, other, part, group * shared + member])
+            answers.fetch(step, d_out.at[row, other, part, group * shared + member])
+
+        lax.fori_loop(0, count[row, frame] * parts * shared, turn, None)
+
+    k = saved.k
+    return _launch(
+        "frame_flash_d_kv", work, fetch, [jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
+        [
+            _tiles(workers, channels, k.dtype), _tiles(workers, channels, k.dtype), _tiles(workers, TILE, k.dtype),
+            plgpu.Barrier(num_barriers=workers), _tiles(STAGES, channels, k.dtype), _tiles(STAGES, channels, k.dtype),
+            *_barriers(workers), *_barriers(workers),
+        ],
+        (batch, groups, frames, tokens // (TILE * workers)), workers, interpret, (*saved, *lists),
+    )  # fmt: skip
+
+
+KERNELS = Kernels(_forward, _backward_queries, _backward_keys)
