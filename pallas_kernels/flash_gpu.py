@@ -1,12 +1,13 @@
 """Flash attention between frames on Hopper GPUs: `frame_flash` says what it computes, this file how.
 
 A block of threads is some warpgroups that compute, each with 64 rows of its own, and one that fetches: it walks the list
-of frames and copies tiles of 64 tokens by TMA into a ring of two stages, which all the others read. Products are wgmma
+of frames and copies tiles of 64 tokens by TMA into a ring of a few stages, which all the others read. Products are wgmma
 with both operands in shared memory.
 
 Source: FlashAttention-3, section 3.1 (a producer, several consumers).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.block_sizes import Sizes
 from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
 
 TILE = 64
-STAGES = 2
-MOST_WORKERS = 2
 REGISTERS = {"worker": 240, "fetcher": 40}
 _TILED = plgpu.Layout.WGMMA
 _A_ROW, _A_COLUMN = _TILED.reduce(1), _TILED.reduce(0)
@@ -39,8 +39,14 @@ def refusal(q: Any, *keys: Any) -> str | None:
     return None
 
 
-def _workers(tokens: int) -> int:
-    return max(count for count in range(1, MOST_WORKERS + 1) if tokens % (count * TILE) == 0)
+@functools.cache
+def kernels(sizes: Sizes) -> Kernels:
+    """The three kernels, cut so."""
+    return Kernels(*(functools.partial(one, sizes) for one in (_forward, _backward_queries, _backward_keys)))
+
+
+def _workers(tokens: int, sizes: Sizes) -> int:
+    return max(count for count in range(1, sizes.workers + 1) if tokens % (count * TILE) == 0)
 
 
 def _tiles(count: int, columns: int, dtype: Any) -> Any:
@@ -79,11 +85,12 @@ class _Ring:
 
     def __init__(self, tiles: Any, full: Any, free: Any):
         self.tiles, self.full, self.free = tiles, full, free
+        self.stages = tiles.shape[0]
 
     def fetch(self, step: Any, source: Any) -> None:
-        stage = lax.rem(step, STAGES)
+        stage = lax.rem(step, self.stages)
 
-        @pl.when(step >= STAGES)
+        @pl.when(step >= self.stages)
         def _():
             plgpu.barrier_wait(self.free.at[stage])
 
@@ -91,17 +98,17 @@ class _Ring:
 
     def take(self, step: Any) -> Any:
         """The tile of this step, once it is there."""
-        stage = lax.rem(step, STAGES)
+        stage = lax.rem(step, self.stages)
         plgpu.barrier_wait(self.full.at[stage])
         return self.tiles.at[stage]
 
     def give_back(self, step: Any) -> None:
-        plgpu.barrier_arrive(self.free.at[lax.rem(step, STAGES)])
+        plgpu.barrier_arrive(self.free.at[lax.rem(step, self.stages)])
 
 
-def _barriers(workers: int) -> list[Any]:
+def _barriers(workers: int, sizes: Sizes) -> list[Any]:
     """Of one ring: full, free."""
-    return [plgpu.Barrier(num_barriers=STAGES), plgpu.Barrier(num_arrivals=workers, num_barriers=STAGES)]
+    return [plgpu.Barrier(num_barriers=sizes.stages), plgpu.Barrier(num_arrivals=workers, num_barriers=sizes.stages)]
 
 
 def _launch(
@@ -151,9 +158,9 @@ def _part(step: Any, parts: int) -> Any:
     return pl.ds(lax.rem(step, parts) * TILE, TILE)
 
 
-def _forward(q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
+def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
     (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
-    workers, scale, shared = _workers(tokens), channels**-0.5, heads // k.shape[3]
+    workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // k.shape[3]
 
     def work(me, where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
         row, head, frame, block = where
@@ -201,16 +208,16 @@ def _forward(q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any,
         [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, frames, heads, tokens), jnp.float32)],
         [
             _tiles(workers, channels, q.dtype), _tiles(workers, TILE, q.dtype), plgpu.Barrier(num_barriers=workers),
-            _tiles(STAGES, channels, k.dtype), _tiles(STAGES, channels, v.dtype),
-            *_barriers(workers), *_barriers(workers),
+            _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, v.dtype),
+            *_barriers(workers, sizes), *_barriers(workers, sizes),
         ],
         (batch, heads, frames, tokens // (TILE * workers)), workers, interpret, (q, k, v, *lists),
     )  # fmt: skip
 
 
-def _backward_queries(saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
     (batch, frames, tokens, heads, channels), parts = saved.q.shape, saved.k.shape[2] // TILE
-    workers, scale, shared = _workers(tokens), channels**-0.5, heads // saved.k.shape[3]
+    workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // saved.k.shape[3]
 
     def work(
         me, where, q, k, v, d_out, lse, delta, order, count, d_q, queries, errors, answers, loaded, keys, values, *bs
@@ -263,17 +270,17 @@ def _backward_queries(saved: Saved, lists: Lists, interpret: Any) -> Any:
         "frame_flash_d_q", work, fetch, jax.ShapeDtypeStruct(q.shape, q.dtype),
         [
             _tiles(workers, channels, q.dtype), _tiles(workers, TILE, k.dtype), _tiles(workers, channels, q.dtype),
-            plgpu.Barrier(num_barriers=workers), _tiles(STAGES, channels, k.dtype), _tiles(STAGES, channels, k.dtype),
-            *_barriers(workers), *_barriers(workers),
+            plgpu.Barrier(num_barriers=workers), _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, k.dtype),
+            *_barriers(workers, sizes), *_barriers(workers, sizes),
         ],
         (batch, heads, frames, tokens // (TILE * workers)), workers, interpret, (*saved, *lists),
     )  # fmt: skip
 
 
-def _backward_keys(saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
     (batch, frames, tokens, groups, channels), parts = saved.k.shape, saved.q.shape[2] // TILE
     shared = saved.q.shape[3] // groups
-    workers, scale = _workers(tokens), channels**-0.5
+    workers, scale = _workers(tokens, sizes), channels**-0.5
 
     def place(step, order, row, frame):
         """Which frame, tokens and head of the queries come at this step."""
@@ -356,11 +363,8 @@ def _backward_keys(saved: Saved, lists: Lists, interpret: Any) -> Any:
         "frame_flash_d_kv", work, fetch, [jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
         [
             _tiles(workers, channels, k.dtype), _tiles(workers, channels, k.dtype), _tiles(workers, TILE, k.dtype),
-            plgpu.Barrier(num_barriers=workers), _tiles(STAGES, channels, k.dtype), _tiles(STAGES, channels, k.dtype),
-            *_barriers(workers), *_barriers(workers),
+            plgpu.Barrier(num_barriers=workers), _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, k.dtype),
+            *_barriers(workers, sizes), *_barriers(workers, sizes),
         ],
         (batch, groups, frames, tokens // (TILE * workers)), workers, interpret, (*saved, *lists),
     )  # fmt: skip
-
-
-KERNELS = Kernels(_forward, _backward_queries, _backward_keys)

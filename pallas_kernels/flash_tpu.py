@@ -6,6 +6,7 @@ lanes), so that the statistics of a query are a row.
 Source: FlashAttention-2, algorithms 1 and 2; JAX's splash attention for lists of blocks in scalar memory.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -14,10 +15,10 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.block_sizes import Sizes
 from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
 
 LANES = 128
-MOST_ROWS = 512
 
 
 def refusal(q: Any, *keys: Any) -> str | None:
@@ -28,9 +29,15 @@ def refusal(q: Any, *keys: Any) -> str | None:
     return f"heads have {q.shape[4]} channels, it needs a multiple of 8" if q.shape[4] % 8 else None
 
 
-def _block(size: int) -> int:
+@functools.cache
+def kernels(sizes: Sizes) -> Kernels:
+    """The three kernels, cut so."""
+    return Kernels(*(functools.partial(one, sizes) for one in (_forward, _backward_queries, _backward_keys)))
+
+
+def _block(size: int, sizes: Sizes) -> int:
     """Rows of a block: the largest multiple of 128 that divides `size` and is not too large."""
-    return max(rows for rows in range(LANES, min(size, MOST_ROWS) + 1, LANES) if size % rows == 0)
+    return max(rows for rows in range(LANES, min(size, sizes.rows) + 1, LANES) if size % rows == 0)
 
 
 def _product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
@@ -93,11 +100,11 @@ def _of(lists: Lists) -> tuple[Any, Any]:
     return lists.order.reshape(-1), lists.count.reshape(-1)
 
 
-def _forward(q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
+def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
     most, tokens = lists.order.shape[-1], q.shape[2]
     q, k, v = _rows(q, k.shape[3]), _columns(k), _columns(v)
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
-    row, column = _block(rows), _block(columns)
+    row, column = _block(rows, sizes), _block(columns, sizes)
     grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), most), head**-0.5
 
     def kernel(order, count, q, k, v, out, lse, best, total, answer):
@@ -161,11 +168,11 @@ def _arrays(saved: Saved) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _backward_queries(saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
     q, k, v, d_out, lse, delta = _arrays(saved)
     most, tokens = lists.order.shape[-1], saved.q.shape[2]
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
-    row, column = _block(rows), _block(columns)
+    row, column = _block(rows, sizes), _block(columns, sizes)
     grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), most), head**-0.5
 
     def kernel(order, count, q, k, v, d_out, lse, delta, d_q, gathered):
@@ -205,10 +212,10 @@ def _backward_queries(saved: Saved, lists: Lists, interpret: Any) -> Any:
     return rearrange(d_q, "b g t (m s) k -> b t s (g m) k", s=tokens)
 
 
-def _backward_keys(saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
     q, k, v, d_out, lse, delta = _arrays(saved)
     (batch, groups, _, rows, head), (frames, columns) = q.shape, k.shape[2:4]
-    row, column = _block(rows), _block(columns)
+    row, column = _block(rows, sizes), _block(columns, sizes)
     grid, scale = _Grid(batch, groups, frames, (columns, column), (rows, row), lists.order.shape[-1]), head**-0.5
 
     def kernel(order, count, q, k, v, d_out, lse, delta, d_k, d_v, of_keys, of_values):
@@ -249,6 +256,3 @@ def _backward_keys(saved: Saved, lists: Lists, interpret: Any) -> Any:
         name="frame_flash_d_kv",
     )(*_of(lists), q, k, v, d_out, lse, delta)  # fmt: skip
     return tuple(rearrange(a, "b g u s k -> b u s g k") for a in (d_k, d_v))
-
-
-KERNELS = Kernels(_forward, _backward_queries, _backward_keys)

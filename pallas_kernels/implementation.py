@@ -89,13 +89,23 @@ def compiled_for() -> Any:
     return jax.devices(default)[0] if default is None or isinstance(default, str) else default
 
 
+def load(op: str, name: str) -> Callable[..., Any]:
+    """The op as one platform computes it, unchecked.
+
+    Raises:
+      ValueError: there is no such implementation.
+    """
+    check_implementation(op, name)
+    return getattr(_module(op, name), op)
+
+
 def _module(op: str, name: str) -> ModuleType | None:
     path = f"pallas_kernels.{op}.{name}"
     return importlib.import_module(path) if importlib.util.find_spec(path) else None
 
 
 def _function(op: str, name: str, static: dict[str, Any]) -> Callable[..., Any]:
-    return functools.partial(getattr(_module(op, name), op), **static)
+    return functools.partial(load(op, name), **static)
 
 
 def _refusal(op: str, name: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:

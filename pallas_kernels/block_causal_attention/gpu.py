@@ -4,6 +4,7 @@ from typing import Any
 
 from pallas_kernels import flash_gpu
 from pallas_kernels.block_causal_attention import flash
+from pallas_kernels.block_sizes import sizes_of
 
 
 def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
@@ -16,5 +17,9 @@ def block_causal_attention(
 ) -> Any:
     assert not is_per_site
     return flash.block_causal_attention(
-        flash_gpu.KERNELS, *arguments, window_frames=window_frames, drafts=drafts, interpret=interpret
+        flash_gpu.kernels(sizes_of("block_causal_attention")),
+        *arguments,
+        window_frames=window_frames,
+        drafts=drafts,
+        interpret=interpret,
     )

@@ -3,7 +3,11 @@
 from typing import Any
 
 from pallas_kernels import flash_gpu
+from pallas_kernels.block_sizes import sizes_of
 from pallas_kernels.cached_attention import flash
+
+CORES = 132
+"""Of an H100 or H200."""
 
 
 def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
@@ -11,6 +15,21 @@ def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None
     return "it attends whole frames, not site by site" if is_per_site else flash_gpu.refusal(q, k)
 
 
-def cached_attention(*arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False) -> Any:
+def cached_attention(
+    *arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False, parts: int | None = None
+) -> Any:
     assert not is_per_site
-    return flash.cached_attention(flash_gpu.KERNELS, *arguments, window_frames=window_frames, interpret=interpret)
+    q, ring_k = arguments[0], arguments[3]
+    return flash.cached_attention(
+        flash_gpu.kernels(sizes_of("cached_attention")), *arguments, window_frames=window_frames, interpret=interpret,
+        parts=parts or _parts(q.shape, ring_k.shape[1]),
+    )  # fmt: skip
+
+
+def _parts(shape: tuple[int, ...], length: int) -> int:
+    """Into how many parts the ring goes so that each of the GPU's cores has about two blocks of threads."""
+    batch, frames, tokens, heads, _ = shape
+    blocks = batch * frames * heads * -(-tokens // 128)
+    return max(
+        parts for parts in range(1, length + 1) if length % parts == 0 and (parts == 1 or parts * blocks <= 2 * CORES)
+    )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pallas_kernels import flash_tpu
+from pallas_kernels.block_sizes import sizes_of
 from pallas_kernels.cached_attention import flash
 
 
@@ -13,4 +14,6 @@ def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None
 
 def cached_attention(*arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False) -> Any:
     assert not is_per_site
-    return flash.cached_attention(flash_tpu.KERNELS, *arguments, window_frames=window_frames, interpret=interpret)
+    return flash.cached_attention(
+        flash_tpu.kernels(sizes_of("cached_attention")), *arguments, window_frames=window_frames, interpret=interpret
+    )

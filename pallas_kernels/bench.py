@@ -1,0 +1,382 @@
+"""How fast are the kernels here? python -m pallas_kernels.bench --all --json out.json
+
+Each case of each op against the reference (XLA), JAX's own attention, and tokamax where it is installed. The arms take
+turns on fresh random inputs; each number is a median; beside it stands the arm's largest error, and what the device's own
+copy bandwidth and product rate, measured in the same run, would allow (roofline). Without an accelerator the kernels run
+in the interpreter at a tiny size: that shows that the script works, its times mean nothing.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.block_causal_attention import cases as block_cases
+from pallas_kernels.block_causal_attention import reference as block_reference
+from pallas_kernels.cached_attention import cases as cached_cases
+from pallas_kernels.cached_attention import reference as cached_reference
+from pallas_kernels.implementation import PLATFORMS, compiled_for, load
+
+OPS = ("block_causal_attention", "cached_attention")
+INPUTS = 4
+LEAST_S = 0.02
+"""One timing covers as many calls as take this long, so that the host's part of a call is hidden behind the device's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """What this device does at best, measured: the roof over every other number.
+
+    Attributes:
+      bandwidth: Bytes a second of a copy, read and written.
+      rate: Floating-point operations a second of a square product.
+    """
+
+    bandwidth: float
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One op at one shape, forward or with its gradient.
+
+    Attributes:
+      arms: Name -> function of the arguments.
+      flops: Operations on pairs of tokens that see each other.
+      bytes: Every input read and every output written once.
+      skipped: Name -> why an arm is not here.
+    """
+
+    op: str
+    case: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    arguments: Callable[[int], tuple[Any, ...]]
+    arms: dict[str, Callable[..., Any]]
+    flops: float
+    bytes: float
+    skipped: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One arm of one work.
+
+    Attributes:
+      error: Largest difference from the reference in float32, over the largest value.
+      of_roof: Share of the time that the ceilings allow at best.
+    """
+
+    op: str
+    case: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    arm: str
+    median_us: float | None
+    error: float | None
+    of_roof: float | None
+    note: str = ""
+
+
+def measure(work: Work, ceilings: Ceilings, rounds: int) -> list[Row]:
+    """A row for each arm of the work."""
+    head = (work.op, work.case, work.kind, work.dtype, work.shape)
+    inputs = [jax.device_put(work.arguments(seed)) for seed in range(INPUTS)]
+    exact = jax.jit(work.arms["reference"])(*jax.tree.map(_in_float32, inputs[0]))
+    rows, arms, calls, errors = [], {}, {}, {}
+    for name, function in work.arms.items():
+        try:
+            arms[name] = jax.jit(function)
+            errors[name] = _error(arms[name](*inputs[0]), exact)
+            calls[name] = max(1, round(LEAST_S / max(_seconds(arms[name], inputs, 1), 1e-7)))
+        except Exception as error:  # noqa: BLE001  another library's kernel refuses as it likes
+            del arms[name]
+            rows.append(Row(*head, name, None, None, None, f"refused: {' '.join(str(error).split())[:160]}"))
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name in random.sample(list(arms), len(arms)):
+            times[name].append(_seconds(arms[name], inputs, calls[name]))
+    best_s = max(work.flops / ceilings.rate, work.bytes / ceilings.bandwidth)
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        rows.append(Row(*head, name, 1e6 * median, errors[name], best_s / median))
+    return rows + [Row(*head, name, None, None, None, why) for name, why in work.skipped.items()]
+
+
+def _seconds(function: Callable[..., Any], inputs: list[Any], calls: int) -> float:
+    """Seconds of one call, of so many in a row."""
+    began = time.perf_counter()
+    out = None
+    for call in range(calls):
+        out = function(*inputs[call % len(inputs)])
+    jax.block_until_ready(out)
+    return (time.perf_counter() - began) / calls
+
+
+def _in_float32(leaf: Any) -> Any:
+    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _error(found: Any, right: Any) -> float:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True)
+    return max(
+        float(jnp.abs(_in_float32(mine) - theirs).max() / jnp.maximum(jnp.abs(theirs).max(), 1e-9))
+        for mine, theirs in pairs
+    )
+
+
+def ceilings(is_tiny: bool) -> Ceilings:
+    """Copies and multiplies what is too large for any cache."""
+    side, length = (512, 2**20) if is_tiny else (8192, 2**28)
+    vector = jnp.ones(length, jnp.bfloat16)
+    matrix = jnp.ones((side, side), jnp.bfloat16)
+    copy_s, product_s = _best(jax.jit(lambda a: a + 1), vector), _best(jax.jit(lambda a: a @ a), matrix)
+    return Ceilings(2 * vector.nbytes / copy_s, 2 * side**3 / product_s)
+
+
+def _best(function: Callable[..., Any], argument: Any) -> float:
+    function(argument).block_until_ready()
+    return min(_seconds(function, [(argument,)], 8) for _ in range(5))
+
+
+# ---- what is measured
+
+
+def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: bool) -> Work:
+    """Training's attention: the clip to itself."""
+    b, t, s, n, g, k = case.shape
+    static = {"window_frames": case.window_frames, "is_per_site": False, "drafts": case.drafts}
+    segment = case.arguments()[3]
+    mask = np.asarray(block_reference.frame_mask(jnp.asarray(segment), case.window_frames, case.drafts))
+    arms: dict[str, Any] = {
+        "reference": functools.partial(block_reference.block_causal_attention, **static),
+        **_our_arms("block_causal_attention", case.arguments(), static, tiny),
+    }
+    skipped: dict[str, str] = {}
+    dense = jnp.asarray(np.kron(mask, np.ones((s, s), bool)))[:, None]
+    for other in ("xla", "cudnn"):
+        arms[f"jax.nn {other}, dense mask"] = functools.partial(_jax_attention, implementation=other, mask=dense)
+    arms["jax.nn cudnn, token window (another mask)"] = functools.partial(
+        _jax_attention, implementation="cudnn", is_causal=True, local_window_size=((case.window_frames + 1) * s - 1, 0)
+    )
+    _add_tokamax(arms, skipped, functools.partial(_tokamax_attention, mask=dense))
+    _drop_cudnn(arms, skipped)
+    item = jnp.dtype(case.dtype).itemsize
+    flops, size = 4.0 * mask.sum() * s * s * n * k, item * b * t * s * k * (2 * n + 2 * g)
+    if with_gradient:
+        cotangent = jnp.asarray(np.random.default_rng(1).standard_normal((b, t, s, n, k)), jnp.float32)
+        arms = {arm: _with_gradient(function, cotangent) for arm, function in arms.items()}
+        flops, size = 3.5 * flops, 3 * size
+    return Work(
+        "block_causal_attention", name, "fwd+bwd" if with_gradient else "fwd", case.dtype, case.shape,
+        functools.partial(_cast_arguments, case), arms, flops, size, skipped,
+    )  # fmt: skip
+
+
+def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
+    """Playing's attention: the frame in flight to the ring."""
+    b, f, _, s, n, g, k = case.shape
+    static = {"window_frames": case.window_frames, "is_per_site": False}
+    arms: dict[str, Any] = {
+        "reference": functools.partial(cached_reference.cached_attention, **static),
+        **_our_arms("cached_attention", case.arguments(), static, tiny),
+    }
+    skipped: dict[str, str] = {}
+    for other in ("xla", "cudnn"):
+        arms[f"jax.nn {other}, dense mask"] = functools.partial(
+            _jax_cached, attend=functools.partial(_jax_attention, implementation=other), window=case.window_frames
+        )
+    _add_tokamax(arms, skipped, functools.partial(_jax_cached, attend=_tokamax_attention, window=case.window_frames))
+    _drop_cudnn(arms, skipped)
+    ages = case.arguments()[5]
+    seen = int(
+        np.asarray(cached_reference.visible(jnp.asarray(ages), jnp.ones((b, f), bool), case.window_frames)).sum()
+    )
+    item = jnp.dtype(case.dtype).itemsize
+    return Work(
+        "cached_attention", name, "fwd", case.dtype, case.shape, functools.partial(_cast_arguments, case), arms,
+        4.0 * seen * s * s * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
+    )  # fmt: skip
+
+
+def _cast_arguments(case: Any, seed: int) -> tuple[Any, ...]:
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, case.dtype) if np.issubdtype(a.dtype, np.floating) else jnp.asarray(a),
+        case.arguments(seed),
+    )
+
+
+def _our_arms(op: str, arguments: tuple[Any, ...], static: dict[str, Any], tiny: bool) -> dict[str, Any]:
+    """The kernels that run here: natively, or tiny in an interpreter."""
+    device = compiled_for()
+    return {
+        f"pallas_kernels {here.name}": functools.partial(load(op, here.name), **static, **_interpreted(here.name, tiny))
+        for here in PLATFORMS
+        if here.takes(device) or tiny
+    }
+
+
+def _interpreted(name: str, tiny: bool) -> dict[str, Any]:
+    if not tiny:
+        return {}
+    if name == "tpu":
+        from jax.experimental.pallas import tpu
+
+        return {"interpret": tpu.InterpretParams()}
+    from jax.experimental.pallas import mosaic_gpu
+
+    return {"interpret": mosaic_gpu.InterpretGPUParams()}
+
+
+def _flat(a: Any) -> Any:
+    return a.reshape(a.shape[0], -1, *a.shape[3:])
+
+
+def _jax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any = None, **options: Any) -> Any:
+    out = jax.nn.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask, **options)
+    return out.reshape(q.shape)
+
+
+def _tokamax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any) -> Any:
+    import tokamax
+
+    return tokamax.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask).reshape(q.shape)
+
+
+def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, attend, window):
+    del sink
+    table = cached_reference.visible(ring_age, is_block_seen, window)
+    mask = jnp.repeat(jnp.repeat(table, q.shape[2], axis=1), q.shape[2], axis=2)[:, None]
+    return attend(q, jnp.concatenate([ring_k, k], 1), jnp.concatenate([ring_v, v], 1), mask=mask)
+
+
+def _with_gradient(function: Callable[..., Any], cotangent: Any) -> Callable[..., Any]:
+    def both(q, k, v, *rest):
+        out, pull = jax.vjp(lambda q, k, v: function(q, k, v, *rest), q, k, v)
+        return out, pull(cotangent.astype(out.dtype))
+
+    return both
+
+
+def _add_tokamax(arms: dict[str, Any], skipped: dict[str, str], function: Callable[..., Any]) -> None:
+    if importlib.util.find_spec("tokamax"):
+        arms["tokamax, dense mask"] = function
+    else:
+        skipped["tokamax, dense mask"] = "tokamax is not installed"
+
+
+def _drop_cudnn(arms: dict[str, Any], skipped: dict[str, str]) -> None:
+    if compiled_for().platform in ("gpu", "cuda"):
+        return
+    for arm in [arm for arm in arms if "cudnn" in arm]:
+        del arms[arm]
+        skipped[arm] = "cuDNN is for GPUs"
+
+
+def works(ops: tuple[str, ...], tiny: bool) -> list[Work]:
+    """All there is to measure; tiny: the smallest case of each op that every kernel takes."""
+    blocks, cacheds = block_cases.LARGE, cached_cases.LARGE
+    if tiny:
+        blocks, cacheds = ({"bfloat16": cases.SMALL["bfloat16"]} for cases in (block_cases, cached_cases))
+    chosen: list[Work] = []
+    if "block_causal_attention" in ops:
+        chosen += [block_work(*item, gradient, tiny) for item in blocks.items() for gradient in (False, True)]
+    if "cached_attention" in ops:
+        chosen += [cached_work(*item, tiny) for item in cacheds.items()]
+    return chosen
+
+
+def only(work: Work, arm: str) -> Work:
+    """The work with this arm alone, and the reference to check it."""
+    arms = {name: function for name, function in work.arms.items() if name in (arm, "reference")}
+    return dataclasses.replace(work, arms=arms, skipped={})
+
+
+# ---- what is said of it
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| op | case (shape, dtype) | pass | arm | median, us | times the reference | error | of the roof |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    base = {(row.op, row.case, row.kind): row.median_us for row in rows if row.arm == "reference"}
+    for row in rows:
+        case = f"{row.case} {row.shape} {row.dtype}"
+        if row.median_us is None or row.error is None or row.of_roof is None:
+            lines.append(f"| {row.op} | {case} | {row.kind} | {row.arm} | {row.note} | | | |")
+            continue
+        faster = (base[row.op, row.case, row.kind] or 0.0) / row.median_us
+        lines.append(
+            f"| {row.op} | {case} | {row.kind} | {row.arm} | {row.median_us:.1f} | {faster:.2f} | {row.error:.1e} | "
+            f"{100 * row.of_roof:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def facts(ceiling: Ceilings, tiny: bool) -> dict[str, Any]:
+    """Where and with what this was measured."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": compiled_for().device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+        "interpreted_at_a_tiny_size": tiny,
+        "copy_GB_s": ceiling.bandwidth / 1e9,
+        "product_TFLOP_s": ceiling.rate / 1e12,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"what to measure: {', '.join(OPS)}")
+    parser.add_argument("--all", action="store_true", help="measure every op")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each arm; the median counts")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.ops) - set(OPS):
+        parser.error(f"no op is called {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
+    if not options.ops and not options.all:
+        parser.error(f"name an op ({', '.join(OPS)}), or --all")
+    tiny = not any(here.takes(compiled_for()) for here in PLATFORMS)
+    ceiling = ceilings(tiny)
+    where = facts(ceiling, tiny)
+    print(
+        ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in where.items()
+        )
+    )
+    rows: list[Row] = []
+    for work in works(OPS if options.all else tuple(options.ops), tiny):
+        print(f"{work.op}, {work.case}, {work.kind} ...", file=sys.stderr, flush=True)
+        rows += measure(work, ceiling, 1 if tiny else options.rounds)
+    print(markdown(rows))
+    if options.json is not None:
+        content = {**where, "rows": [dataclasses.asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Block sizes that `python -m pallas_kernels.tune` found, by op and kind of device; a safe default that compiles everywhere elsewhere."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pallas_kernels.implementation import compiled_for
+
+FOLDER = Path(__file__).parent
+
+
+class Sizes(NamedTuple):
+    """How a flash kernel is cut.
+
+    Attributes:
+      rows: TPU: the most queries in a block, a multiple of 128.
+      workers: GPU: the most warpgroups that compute in one block, 64 queries each.
+      stages: GPU: how many tiles of keys may be on their way.
+    """
+
+    rows: int = 512
+    workers: int = 2
+    stages: int = 2
+
+
+_tried: list[Sizes] = []
+
+
+def sizes_of(op: str) -> Sizes:
+    """The sizes of this op on the device that is compiled for."""
+    if _tried:
+        return _tried[-1]
+    found = read(op).get(compiled_for().device_kind, {})
+    return Sizes(**found)
+
+
+@contextlib.contextmanager
+def trying(sizes: Sizes) -> Iterator[None]:
+    """Everything traced inside takes these sizes."""
+    _tried.append(sizes)
+    try:
+        yield
+    finally:
+        _tried.pop()
+
+
+@functools.cache
+def read(op: str) -> dict[str, dict[str, int]]:
+    """What was found for an op, by kind of device.
+
+    Raises:
+      ValueError: the file holds something else; names it.
+    """
+    path = FOLDER / op / "tuned.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    for kind, sizes in found.items():
+        if unknown := set(sizes) - set(Sizes._fields):
+            raise ValueError(
+                f"{path} names {', '.join(sorted(unknown))} for {kind}; sizes are {', '.join(Sizes._fields)}"
+            )
+    return found
+
+
+def write(op: str, kind: str, sizes: Sizes) -> Path:
+    """Keeps what was found beside what is known of other devices."""
+    path = FOLDER / op / "tuned.json"
+    path.write_text(json.dumps({**read(op), kind: sizes._asdict()}, indent=2, sort_keys=True) + "\n")
+    read.cache_clear()
+    return path
