@@ -29,9 +29,6 @@ _A_ROW, _A_COLUMN = _TILED.reduce(1), _TILED.reduce(0)
 
 def refusal(q: Any, *keys: Any) -> str | None:
     """Why the kernel has no tiles for these arrays; None where it has."""
-    odd = [a.shape[2] for a in (q, *keys) if a.shape[2] % TILE]
-    if odd:
-        return f"frames have {odd[0]} tokens, it needs a multiple of {TILE}"
     if q.shape[4] not in (64, 128):
         return f"heads have {q.shape[4]} channels, it needs 64 or 128"
     if any(a.dtype not in (jnp.bfloat16, jnp.float16) for a in (q, *keys)):
@@ -42,7 +39,7 @@ def refusal(q: Any, *keys: Any) -> str | None:
 @functools.cache
 def kernels(sizes: Sizes) -> Kernels:
     """The three kernels, cut so."""
-    return Kernels(*(functools.partial(one, sizes) for one in (_forward, _backward_queries, _backward_keys)))
+    return Kernels(TILE, *(functools.partial(one, sizes) for one in (_forward, _backward_queries, _backward_keys)))
 
 
 def _workers(tokens: int, sizes: Sizes) -> int:
@@ -72,6 +69,14 @@ def _spread(vector: Any, columns: int) -> Any:
 
 def _zeros(*shape: int, layout: Any) -> Any:
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
+
+
+def _real_only(logits: Any, part: Any, real: int) -> Any:
+    """Nothing of the tokens that pad a frame: those from `real` on, in the last of its parts."""
+    if real % TILE == 0:
+        return logits
+    token = plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), 1, layout=_TILED) + part * TILE
+    return jnp.where(token < real, logits, NOTHING)
 
 
 def _store(ref: Any, value: Any) -> None:
@@ -158,7 +163,7 @@ def _part(step: Any, parts: int) -> Any:
     return pl.ds(lax.rem(step, parts) * TILE, TILE)
 
 
-def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
+def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any) -> tuple[Any, Any]:
     (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // k.shape[3]
 
@@ -171,7 +176,7 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, interpret: Any)
 
         def turn(step, carry):
             best, total, answer = carry
-            logits = _product(my_queries, keys.take(step).T) * scale
+            logits = _real_only(_product(my_queries, keys.take(step).T) * scale, lax.rem(step, parts), real)
             keys.give_back(step)
             new = jnp.maximum(best, jnp.max(logits, axis=1))
             keep, share = jnp.exp(best - new), jnp.exp(logits - _spread(new, TILE))

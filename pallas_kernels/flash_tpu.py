@@ -21,18 +21,15 @@ from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
 LANES = 128
 
 
-def refusal(q: Any, *keys: Any) -> str | None:
+def refusal(q: Any, *_keys: Any) -> str | None:
     """Why the kernel has no tiles for these arrays; None where it has."""
-    odd = [a.shape[2] for a in (q, *keys) if a.shape[2] % LANES]
-    if odd:
-        return f"frames have {odd[0]} tokens, it needs a multiple of {LANES}"
     return f"heads have {q.shape[4]} channels, it needs a multiple of 8" if q.shape[4] % 8 else None
 
 
 @functools.cache
 def kernels(sizes: Sizes) -> Kernels:
     """The three kernels, cut so."""
-    return Kernels(*(functools.partial(one, sizes) for one in (_forward, _backward_queries, _backward_keys)))
+    return Kernels(LANES, *(functools.partial(one, sizes) for one in (_forward, _backward_queries, _backward_keys)))
 
 
 def _block(size: int, sizes: Sizes) -> int:
@@ -100,7 +97,7 @@ def _of(lists: Lists) -> tuple[Any, Any]:
     return lists.order.reshape(-1), lists.count.reshape(-1)
 
 
-def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, interpret: Any) -> tuple[Any, Any]:
+def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any) -> tuple[Any, Any]:
     most, tokens = lists.order.shape[-1], q.shape[2]
     q, k, v = _rows(q, k.shape[3]), _columns(k), _columns(v)
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
@@ -119,6 +116,10 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, interpret: Any)
         @pl.when(is_real)
         def _():
             logits = _product(k[...], q[...], (1, 1)) * scale
+            if real < columns:
+                first = pl.program_id(4) % grid.across * column
+                token = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+                logits = jnp.where(token < real, logits, NOTHING)
             new = jnp.maximum(best[...], logits.max(0, keepdims=True))
             weights, keep = jnp.exp(logits - new), jnp.exp(best[...] - new)
             total[...] = total[...] * keep + weights.sum(0, keepdims=True)

@@ -37,7 +37,7 @@ class Saved(NamedTuple):
 
 class Forward(Protocol):
     def __call__(
-        self, q: Any, k: Any, v: Any, lists: Lists, interpret: Any
+        self, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any
     ) -> tuple[Float[Array, "b t s n k"], Float[Array, "b t n s"]]: ...
 
 
@@ -49,11 +49,14 @@ class Kernels(NamedTuple):
     """One platform's kernels.
 
     Attributes:
+      tile: Frames come to them padded with zeros to a multiple of so many tokens.
       forward: (answers, logarithm of each query's sum of exponentials in float32; `NOTHING` where it sees nothing).
+        Only the first `real` tokens of a frame are seen. (Backwards the zeros beyond give nothing of themselves.)
       backward_queries: Gradient of q, by the frames that each frame sees.
       backward_keys: Gradients of k and v, by the frames that see each frame.
     """
 
+    tile: int
     forward: Forward
     backward_queries: Backward
     backward_keys: Backward
@@ -79,7 +82,15 @@ def frame_flash(
       The answers, and the logarithm of each query's sum of exponentials (float32), by which `join` joins several calls.
     """
     sizes = (min(most_seen, k.shape[1]), min(most_seen_by, q.shape[1]))
-    return _attend(kernels, sizes, interpret, q, k, v, visible)
+    tokens, real = q.shape[2], k.shape[2]
+    q, k, v = (_padded(a, kernels.tile) for a in (q, k, v))
+    out, lse = _attend(kernels, sizes, real, interpret, q, k, v, visible)
+    return out[:, :, :tokens], lse[..., :tokens]
+
+
+def _padded(a: Any, tile: int) -> Any:
+    missing = -a.shape[2] % tile
+    return jnp.pad(a, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))) if missing else a
 
 
 def join(parts: list[tuple[Any, Any]]) -> Any:
@@ -94,17 +105,19 @@ def join(parts: list[tuple[Any, Any]]) -> Any:
     return sum(mixed[1:], mixed[0]).astype(parts[0][0].dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(kernels: Kernels, sizes: tuple[int, int], interpret: Any, q: Any, k: Any, v: Any, visible: Any) -> Any:
-    return kernels.forward(q, k, v, _lists(visible, sizes[0]), interpret)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attend(
+    kernels: Kernels, sizes: tuple[int, int], real: int, interpret: Any, q: Any, k: Any, v: Any, visible: Any
+) -> Any:
+    return kernels.forward(q, k, v, _lists(visible, sizes[0]), real, interpret)
 
 
-def _attend_forward(kernels: Kernels, sizes: tuple[int, int], interpret: Any, q: Any, k: Any, v: Any, visible: Any):
-    out, lse = _attend(kernels, sizes, interpret, q, k, v, visible)
+def _attend_forward(kernels, sizes, real, interpret, q, k, v, visible):
+    out, lse = _attend(kernels, sizes, real, interpret, q, k, v, visible)
     return (out, lse), (q, k, v, visible, out, lse)
 
 
-def _attend_backward(kernels: Kernels, sizes: tuple[int, int], interpret: Any, kept: Any, given: Any):
+def _attend_backward(kernels, sizes, _real, interpret, kept, given):
     q, k, v, visible, out, lse = kept
     d_out, d_lse = given
     delta = jnp.einsum("btsnk,btsnk->btns", out, d_out, preferred_element_type=jnp.float32) - d_lse

@@ -50,6 +50,7 @@ SMALL = {
     "drafts": Case((1, 6, 128, 2, 1, 16), window_frames=1, drafts=3, segments=(2,)),
     "sinks": Case((1, 4, 128, 2, 1, 16), window_frames=1, sinks=1, segments=(3,)),
     "several blocks a frame": Case((1, 2, 640, 2, 1, 16), window_frames=1),
+    "frames padded to tiles": Case((1, 3, 70, 2, 1, 16), window_frames=1, sinks=1),
     "bfloat16": Case((1, 2, 128, 4, 2, 64), window_frames=2, dtype="bfloat16"),
 }
 LARGE = {

@@ -52,6 +52,7 @@ SMALL = {
     "two frames in flight": Case((1, 2, 3, 128, 2, 1, 16), window_frames=2, written=(3,)),
     "a draft nobody sees": Case((1, 2, 2, 128, 2, 1, 16), window_frames=2, written=(1,), is_block_seen=False),
     "sinks": Case((2, 1, 2, 128, 2, 1, 16), window_frames=1, written=(2, 1), sinks=2),
+    "frames padded to tiles": Case((1, 1, 2, 70, 2, 1, 16), window_frames=2, written=(1,)),
     "bfloat16": Case((1, 1, 2, 128, 4, 2, 64), window_frames=2, written=(2,), dtype="bfloat16"),
 }
 LARGE = {

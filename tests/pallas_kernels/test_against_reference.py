@@ -117,9 +117,10 @@ def test_auto_on_this_machine_is_the_reference_and_a_tpu_gets_the_kernel():
 
 
 def test_the_kernel_asked_for_by_name_refuses_what_it_cannot_do():
-    q, k, v, segment, *_ = block_cases.Case((1, 2, 24, 2, 2, 16), window_frames=1).arguments()
-    with pytest.raises(ValueError, match="'tpu' was asked for, but frames have 24 tokens"):
-        block_causal_attention(q, k, v, segment, window_frames=1, is_per_site=False, implementation="tpu")
+    q, k, v, segment, *_ = block_cases.Case((1, 2, 24, 2, 2, 12), window_frames=1).arguments()
+    for platform, why in (("tpu", "a multiple of 8"), ("gpu", "64 or 128")):
+        with pytest.raises(ValueError, match=f"'{platform}' was asked for, but heads have 12 channels, it needs {why}"):
+            block_causal_attention(q, k, v, segment, window_frames=1, is_per_site=False, implementation=platform)
     ring = cached_cases.SMALL["one frame"].arguments()
     with pytest.raises(ValueError, match="'tpu' was asked for, but it attends whole frames"):
         cached_attention(*ring, window_frames=3, is_per_site=True, implementation="tpu")
