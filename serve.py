@@ -3,6 +3,8 @@
     python serve.py worlds/coinrun                      then open http://127.0.0.1:8000 and press the arrow keys
     python serve.py runs/x                              a training run's own world (runs/x/world)
     python serve.py worlds/coinrun --slots 4            four players in one batch
+    python serve.py worlds/coinrun --device neuron      on that accelerator, or not at all
+    python serve.py build/coinrun_cpu                   what `python -m wm_jax.export` made for this machine
     python serve.py worlds/coinrun --host 0.0.0.0 --auth SECRET             other machines may play, with the secret
     python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4    no server: keys in, video out
 
@@ -18,7 +20,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -30,13 +32,17 @@ from wm_jax.serving.config import ServeConfig, ServeConfigError, compile_cache_d
 from wm_jax.types import Params, Prompt
 from wm_jax.world import World
 
+if TYPE_CHECKING:
+    from wm_jax.export.artifact import Artifact
+
 
 @dataclasses.dataclass(frozen=True)
 class ServeArgs:
     """What to serve, and how.
 
     Attributes:
-      world: Folder of a released world or of a training run.
+      world: Folder of a released world, of a training run, or of `python -m wm_jax.export`.
+      device: Compute on this platform (cpu, cuda, tpu, neuron), or fail; by default the best one that JAX finds.
       rollout: Dream these keys (.npz) instead of serving.
       out: The MP4 that --rollout writes.
       seed: Seed of --rollout; a session with the same seed dreams the same.
@@ -47,6 +53,7 @@ class ServeArgs:
     rollout: Path | None = None
     out: Path = Path("dream.mp4")
     seed: int = 0
+    device: str | None = None
     server: tyro.conf.OmitArgPrefixes[ServeConfig] = dataclasses.field(default_factory=ServeConfig)
 
 
@@ -64,10 +71,14 @@ def main() -> None:
 
 def run(args: ServeArgs, console: Console) -> None:
     """Opens the world, then serves it or dreams from it."""
+    from wm_jax.export import artifact
     from wm_jax.serving.engine import use_compile_cache
     from wm_jax.world import load, load_prompts
 
+    if args.device is not None:
+        use_device(args.device)
     use_compile_cache(compile_cache_dir(args.server))
+    made = artifact.read(args.world) if artifact.is_artifact(args.world) else None
     world, params = load(args.world)
     prompts = load_prompts(args.world)
     # What was imported stays as long as the process. The collector went through it again and again while it was loaded,
@@ -75,19 +86,40 @@ def run(args: ServeArgs, console: Console) -> None:
     gc.freeze()
     gc.enable()
     if args.rollout is None:
-        play(args.server, world, params, prompts, console)
+        play(args.server, world, params, prompts, console, made)
     else:
         dream(args, world, params, prompts, console)
 
 
-def play(server: ServeConfig, world: World, params: Params, prompts: Prompt, console: Console) -> None:
+def use_device(platform: str) -> None:
+    """Makes JAX compute there.
+
+    Raises:
+      ValueError: JAX finds no such device; says why.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", platform)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {platform}: JAX finds none here ({error}); docs/accelerators.md says what to install"
+        ) from None
+
+
+def play(
+    server: ServeConfig, world: World, params: Params, prompts: Prompt, console: Console, made: "Artifact | None"
+) -> None:
     """Serves until told to stop (Ctrl-C, SIGTERM)."""
     from wm_jax.serving import serve
 
     config = world.config
+    if made is not None and server.slots != (slots := made.manifest.slots):
+        raise ValueError(f"{made.folder} was made for {slots} slots, not {server.slots}: serve it with --slots {slots}")
     keys = ", ".join(f"{key.code} {key.label}" for key in config.controls.keys)
     console.print(f"[bold]{config.name}[/]  {config.image[1]}x{config.image[0]} at {config.fps:g} fps  ({keys})")
-    serve(server, world, params, prompts, announce=lambda url: _invite(console, url))
+    serve(server, world, params, prompts, announce=lambda url: _invite(console, url), artifact=made)
 
 
 def _invite(console: Console, url: str) -> None:

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
 import wm_jax as wm
-from wm_jax.export import ExportRefusal, export_for_neuron, lint
-from wm_jax.export.programs import rollout_program, step_program
+from wm_jax.export.neuron import ExportRefusal, export_for_neuron, lint
+from wm_jax.export.programs import playing, rollout_program
 
 X = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 I = jax.ShapeDtypeStruct((), jnp.int32)
@@ -92,10 +93,13 @@ def test_counts_and_order():
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
-@pytest.mark.parametrize("name", ["step", "rollout"])
+@pytest.mark.parametrize("name", ["start", "put", "step", "rollout"])
 def test_what_we_play_has_nothing_against_it(name, sinks):
     world, _ = wm.tiny_world(sinks=sinks)
-    program = step_program(world, 2) if name == "step" else rollout_program(world, 2, 5)
+    prompt = wm.Prompt(np.zeros((1, 2, *world.config.image, 3), np.uint8))
+    programs = playing(world, 2, prompt, is_noise_given=True)
+    program = rollout_program(world, 2, 5) if name == "rollout" else getattr(programs, name)
     exported = export_for_neuron(program.function, *program.shapes)
     assert [finding for finding in lint(exported) if finding.is_fatal] == []
-    assert "tf.aliasing_output" in exported.mlir_module() or "jax.buffer_donor" in exported.mlir_module()
+    if program.donated or name == "rollout":
+        assert "tf.aliasing_output" in exported.mlir_module() or "jax.buffer_donor" in exported.mlir_module()

@@ -1,4 +1,9 @@
-"""Front door of the export: python -m wm_jax.export worlds/coinrun --report"""
+"""Makes a world ready for one accelerator, or compiles it for all of them.
+
+python -m wm_jax.export worlds/coinrun --target cpu --out build/coinrun      then: python serve.py build/coinrun
+python -m wm_jax.export worlds/coinrun --target trn2 --out build/coinrun     checked against what Trainium refuses
+python -m wm_jax.export worlds/coinrun --report                              compiles for every accelerator (extra `aot`)
+"""
 
 import dataclasses
 import json
@@ -10,45 +15,76 @@ import rich.console
 import rich.markdown
 import tyro
 
-from wm_jax.export.report import markdown, report
+from wm_jax.checkpoint import CheckpointError
+from wm_jax.config import ConfigError
+from wm_jax.export import artifact
+from wm_jax.export.report import PROGRAMS, markdown, report
 from wm_jax.export.targets import TARGETS
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Compiles a world's programs for accelerators that are not here (needs the extra `aot`).
+    """What is exported or compiled.
 
     Attributes:
       world: A world or run folder.
-      report: Compile for all targets and print the table.
-      targets: Those of them to try.
+      target: Write a folder for this accelerator, from which serve.py starts without tracing.
+      out: That folder.
       slots: Sessions in one batch.
+      report: Compile for all targets, each in a process of its own, and print the table; nothing is written.
+      targets: Those of them to try; by default all that have a compiler here, and Trainium's lint.
+      programs: What to compile.
+      config: The run whose update is compiled as the program `train`.
       timeout_s: Seconds that one compilation may take.
       json: File for the rows as JSON.
     """
 
     world: Annotated[Path, tyro.conf.Positional] = Path("worlds/coinrun")
-    report: bool = False
-    targets: tuple[str, ...] = tuple(TARGETS)
+    target: str | None = None
+    out: Path | None = None
     slots: int = 1
+    report: bool = False
+    targets: tuple[str, ...] = tuple(name for name, target in TARGETS.items() if target.platform != "cpu")
+    programs: tuple[str, ...] = PROGRAMS
+    config: Path = Path("configs/coinrun/dynamics.py")
     timeout_s: float = 300.0
     json: Path | None = None
 
+    def __post_init__(self) -> None:
+        named = [*self.targets, *([self.target] if self.target else [])]
+        for what, names, known in (("target", named, TARGETS), ("program", self.programs, PROGRAMS)):
+            if unknown := sorted(set(names) - set(known)):
+                raise ValueError(f"no {what} is called {', '.join(unknown)}; there are {', '.join(known)}")
+        if self.slots < 1:
+            raise ValueError(f"--slots is {self.slots}, it must be at least 1")
+        if self.report == (self.target is not None):
+            raise ValueError(f"say either --report, or --target with one of {', '.join(TARGETS)}")
+
 
 def main() -> int:
-    """Prints the report; returns 1 where something did not compile."""
-    config = tyro.cli(ExportConfig, prog="python -m wm_jax.export")
-    unknown = set(config.targets) - set(TARGETS)
-    if unknown or not config.report:
-        print(
-            f"error: unknown targets {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}"
-            if unknown
-            else "error: nothing to do; --report compiles for all targets",
-            file=sys.stderr,
-        )
+    """Writes or reports; returns 1 where something did not compile, 2 where the question was wrong."""
+    try:
+        config = tyro.cli(ExportConfig, prog="python -m wm_jax.export", description=__doc__)
+        return compile_all(config) if config.report else write(config)
+    except (ValueError, ConfigError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def write(config: ExportConfig) -> int:
+    """One folder for one target."""
+    assert config.target is not None
+    out = config.out or Path("build") / f"{config.world.name}_{config.target}"
+    manifest = artifact.write(config.world, TARGETS[config.target], config.slots, out)
+    size = sum(bytes_ for bytes_, _ in manifest.files.values())
+    print(f"wrote {out} ({size / 2**20:.1f} MiB) for {config.target}: python serve.py {out} --slots {config.slots}")
+    return 0
+
+
+def compile_all(config: ExportConfig) -> int:
+    """The table of all targets."""
     rows = []
-    for row in report(config.world, config.targets, config.slots, config.timeout_s):
+    for row in report(config.world, config.config, config.targets, config.programs, config.slots, config.timeout_s):
         print(f"{row.target:9} {row.program:8} {'ok' if row.error is None else 'NO'}", file=sys.stderr)
         rows.append(row)
     rich.console.Console().print(rich.markdown.Markdown(markdown(rows)))

@@ -1,15 +1,21 @@
-"""The programs of a world as an accelerator meets them: plain arrays in and out, all randomness given, state donated."""
+"""The programs of a world as an accelerator meets them: plain arrays in and out, the state donated.
+
+Random keys cross as plain numbers: a compiled call with typed keys takes JAX's slow path, and no file can hold them. With
+`is_noise_given` nothing is drawn at all: the noise comes in as arrays, for accelerators whose compiler has no generator.
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from wm_jax.world import World, empty
-from wm_jax.world.step import Noise, next_frame
+from wm_jax.types import Controls, Prompt
+from wm_jax.world import World, empty, start, step
+from wm_jax.world.state import WorldState, put
+from wm_jax.world.step import Noise, next_frame, start_noised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,28 +23,74 @@ class Program:
     """A jitted function and the shapes it is called with.
 
     Attributes:
-      name: "step" or "rollout".
-      function: Jitted; its second argument, the state, is donated.
+      name: What it is called in reports and files.
+      function: Jitted.
       shapes: One tree of `jax.ShapeDtypeStruct` an argument.
+      donated: The arguments whose memory the results take.
+      results: A tree of the form of what it returns; None where nobody asks.
     """
 
     name: str
     function: Callable[..., Any]
     shapes: tuple[Any, ...]
+    donated: tuple[int, ...] = ()
+    results: Any = None
 
 
-def step_program(world: World, slots: int) -> Program:
-    """One frame of every slot: `(params, state, keys, active, noise) -> state, frames`."""
+class Playing(NamedTuple):
+    """What an engine runs.
 
-    def step(params, state, keys, active, noise):
+    Attributes:
+      start: `(params, prompt, seed) -> one`, the state of one session; with given noise `(params, prompt, noise)`.
+      put: `(state, slot, one) -> state`, donated: the session seated.
+      step: `(params, state, keys, active) -> state, frames`, the state donated; with given noise one argument more.
+    """
+
+    start: Program
+    put: Program
+    step: Program
+
+
+def playing(world: World, slots: int, prompt: Prompt, is_noise_given: bool = False) -> Playing:
+    """The programs for this many slots and prompts of this shape (batch 1)."""
+    state, one = bare_shapes(world, slots), bare_shapes(world, 1)
+    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prompt)
+    keys = jax.ShapeDtypeStruct((slots, len(world.config.controls.keys)), bool)
+    active, slot = jax.ShapeDtypeStruct((slots,), bool), jax.ShapeDtypeStruct((), jnp.int32)
+
+    def start_one(params, prompt, seed):
+        return bare(start(world, params, prompt, jax.random.key(seed)))
+
+    def start_given(params, prompt, noise):
+        keys = jax.random.wrap_key_data(jnp.zeros((1, 2), jnp.uint32))
+        return bare(start_noised(world, params, prompt, empty(world, 1, keys), noise))
+
+    def put_one(state, slot, one):
+        return bare(put(dressed(world, state), slot, dressed(world, one)))
+
+    def step_all(params, state, keys, active):
+        new, frames = step(world, params, dressed(world, state), Controls(keys), active=active)
+        return bare(new), frames
+
+    def step_given(params, state, keys, active, noise):
         return next_frame(world, params, state, keys, active, noise)
 
-    state, keys, active, noise = _inputs(world, slots)
-    return Program("step", jax.jit(step, donate_argnums=1), (world.shapes(), state, keys, active, noise))
+    drawn: Any = jax.ShapeDtypeStruct((), jnp.uint32)
+    inputs: tuple[Any, ...] = (world.shapes(), state, keys, active)
+    if is_noise_given:
+        drawn = prompt_noise_shape(world, prompt)
+        inputs = (*inputs, noise_shapes(world, slots))
+    starting = jax.jit(start_given if is_noise_given else start_one)
+    stepping = jax.jit(step_given if is_noise_given else step_all, donate_argnums=1)
+    return Playing(
+        Program("start", starting, (world.shapes(), given, drawn), (), one),
+        Program("put", jax.jit(put_one, donate_argnums=0), (state, slot, one), (0,), state),
+        Program("step", stepping, inputs, (1,), (state, "frames")),
+    )
 
 
 def rollout_program(world: World, slots: int, frames: int) -> Program:
-    """Many frames by one scan of the same step: `keys` and `noise` carry a leading axis of frames."""
+    """Many frames by one scan of the step with given noise: `keys` and `noise` carry a leading axis of frames."""
 
     def rollout(params, state, keys, active, noise):
         def body(state, inputs):
@@ -46,17 +98,44 @@ def rollout_program(world: World, slots: int, frames: int) -> Program:
 
         return lax.scan(body, state, (keys, noise))
 
-    state, keys, active, noise = _inputs(world, slots)
-    keys, noise = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((frames, *leaf.shape), leaf.dtype), (keys, noise))
-    return Program("rollout", jax.jit(rollout, donate_argnums=1), (world.shapes(), state, keys, active, noise))
+    keys = jax.ShapeDtypeStruct((frames, slots, len(world.config.controls.keys)), bool)
+    noise = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((frames, *leaf.shape), leaf.dtype), noise_shapes(world, slots)
+    )
+    inputs = (world.shapes(), bare_shapes(world, slots), keys, jax.ShapeDtypeStruct((slots,), bool), noise)
+    return Program("rollout", jax.jit(rollout, donate_argnums=1), inputs)
 
 
-def _inputs(world: World, slots: int) -> tuple[Any, ...]:
-    state = jax.eval_shape(lambda: empty(world, slots))
-    state = dataclasses.replace(
-        state, key=jax.ShapeDtypeStruct((slots, 2), jnp.uint32)
-    )  # carried along, never drawn from
-    latent = jax.ShapeDtypeStruct((slots, *world.config.latent_shape), jnp.float32)
-    keys = jax.ShapeDtypeStruct((slots, len(world.config.controls.keys)), bool)
-    noise: Any = Noise(context=latent, frame=latent)  # pyright: ignore[reportArgumentType]  # shapes, not arrays
-    return state, keys, jax.ShapeDtypeStruct((slots,), bool), noise
+def noise_shapes(world: World, slots: int) -> Noise:
+    """Of the noise of one frame."""
+    latent: Any = jax.ShapeDtypeStruct((slots, *world.config.latent_shape), jnp.float32)
+    return Noise(context=latent, frame=latent)
+
+
+def prompt_noise_shape(world: World, prompt: Prompt) -> jax.ShapeDtypeStruct | None:
+    """Of the noise that blurs a prompt (batch 1); None where there is no prompt."""
+    if prompt.frames is None:
+        return None
+    return jax.ShapeDtypeStruct((1, prompt.frames.shape[1], *world.config.latent_shape), jnp.float32)
+
+
+def bare_shapes(world: World, slots: int) -> WorldState:
+    """Of the state as it crosses a call."""
+    return jax.eval_shape(lambda: bare(empty(world, slots)))
+
+
+def bare(state: WorldState) -> WorldState:
+    """The state with its random keys as plain numbers."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state, is_leaf=_is_key)
+
+
+def dressed(world: World, state: WorldState) -> WorldState:
+    """The state with its random keys typed again, as the world wants it."""
+    typed = jax.eval_shape(lambda: empty(world))
+    return jax.tree.map(
+        lambda leaf, like: jax.random.wrap_key_data(leaf) if _is_key(like) else leaf, state, typed, is_leaf=_is_key
+    )
+
+
+def _is_key(leaf: object) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,6 +1,7 @@
 """Compiles the programs of a world for every accelerator, each in a process of its own, and tells what came out."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 from wm_jax.export.targets import TARGETS
 
-PROGRAMS = ("step", "rollout")
+PROGRAMS = ("start", "step", "rollout", "train")
 ROLLOUT_FRAMES = 8
 
 
@@ -31,15 +32,17 @@ class Row:
     facts: dict[str, Any]
 
 
-def report(world: Path, targets: tuple[str, ...], slots: int, timeout_s: float) -> Iterator[Row]:
-    """A row for each target and program, as they come."""
+def report(
+    world: Path, config: Path, targets: tuple[str, ...], programs: tuple[str, ...], slots: int, timeout_s: float
+) -> Iterator[Row]:
+    """A row for each target and program, as they come; `config` is the run whose update is "train"."""
     for target in targets:
-        for program in PROGRAMS:
-            yield _row(world, target, program, slots, timeout_s)
+        for program in programs:
+            yield _row(config if program == "train" else world, target, program, slots, timeout_s)
 
 
-def _row(world: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:
-    command = [sys.executable, "-m", "wm_jax.export.worker", str(world), target, program, str(slots)]
+def _row(source: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:
+    command = [sys.executable, "-m", "wm_jax.export.worker", str(source), target, program, str(slots)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
@@ -52,21 +55,32 @@ def _row(world: Path, target: str, program: str, slots: int, timeout_s: float) -
     return Row(target, program, facts.pop("error"), facts)
 
 
-def work(world_folder: str, target_name: str, program_name: str, slots: int) -> dict[str, Any]:
+def work(source: str, target_name: str, program_name: str, slots: int) -> dict[str, Any]:
     """What the worker process prints: the facts of one program on one target, or its error."""
     from wm_jax.export.compile import CompileError, compile_for
     from wm_jax.export.neuron import ExportRefusal
-    from wm_jax.export.programs import rollout_program, step_program
-    from wm_jax.world import load
 
-    world, _ = load(world_folder)
-    program = step_program(world, slots) if program_name == "step" else rollout_program(world, slots, ROLLOUT_FRAMES)
-    target = TARGETS[target_name]
+    program, target = _program(Path(source), program_name, slots), TARGETS[target_name]
     try:
         facts = _linted(program) if target.platform == "neuron" else dataclasses.asdict(compile_for(target, program))
     except (CompileError, ExportRefusal) as error:
         return {"error": str(error)}
     return {"error": None, **facts}
+
+
+def _program(source: Path, name: str, slots: int) -> Any:
+    if name == "train":
+        # The right wing must not know the left: only this worker, which lives for one compilation, asks it by name.
+        program, config = (importlib.import_module(f"wm_jax.training.{part}") for part in ("program", "config"))
+        return program.train_program(config.load_config(source))
+    from wm_jax.export.artifact import one_prompt
+    from wm_jax.export.programs import playing, rollout_program
+    from wm_jax.world import load, load_prompts
+
+    world, _ = load(source)
+    if name == "rollout":
+        return rollout_program(world, slots, ROLLOUT_FRAMES)
+    return getattr(playing(world, slots, one_prompt(load_prompts(source)), is_noise_given=True), name)
 
 
 def _linted(program: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Target:
       platform: As JAX names it.
       topology: The smallest set of devices that the compiler knows by name.
       memory: Bytes of one device.
+      kinds: What JAX calls such devices, the first as a program is exported for it; none: any of the platform.
       properties: For a GPU, what the compiler must know of it (text of XLA's GpuTargetConfigProto).
     """
 
@@ -24,14 +25,27 @@ class Target:
     platform: str
     topology: str
     memory: int
+    kinds: tuple[str, ...] = ()
     properties: str = ""
 
+    @property
+    def has_compiler(self) -> bool:
+        """Whether there is a compiler that makes its machine code without the device."""
+        return bool(self.topology)
 
-def _gpu(name: str, description: str, capability: tuple[int, int], cores: int, shared_kib: int, memory: int) -> Target:
+    def fits(self, platform: str, kind: str) -> bool:
+        """Whether a device of this platform (as JAX's backend is called) and kind is one of these."""
+        own = "gpu" if self.platform == "cuda" else self.platform
+        return platform == own and (not self.kinds or any(name in kind for name in self.kinds))
+
+
+def _gpu(
+    name: str, kinds: tuple[str, ...], capability: tuple[int, int], cores: int, shared_kib: int, memory: int
+) -> Target:
     """A GPU; `shared_kib` is the shared memory of one core, of which a block may take all but one KiB."""
     properties = f"""
         platform_name: "CUDA"
-        device_description_str: "{description}"
+        device_description_str: "NVIDIA {kinds[0]}"
         runtime_version {{ major: 13 minor: 0 patch: 0 }}
         dnn_version_info {{ major: 9 minor: 12 }}
         gpu_device_info {{
@@ -55,20 +69,21 @@ def _gpu(name: str, description: str, capability: tuple[int, int], cores: int, s
           device_memory_size: {memory}
         }}
     """
-    return Target(name, "cuda", "1x1x1", memory, properties)
+    return Target(name, "cuda", "1x1x1", memory, kinds, properties)
 
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("tpu_v4", "tpu", "v4:2x2x1", 16 * GIB),
-        Target("tpu_v5e", "tpu", "v5e:2x2", 16 * GIB),
-        Target("tpu_v5p", "tpu", "v5p:2x2x1", 95 * GIB),
-        Target("tpu_v6e", "tpu", "v6e:2x2", 32 * GIB),
-        Target("tpu7x", "tpu", "tpu7x:2x2x1", 96 * GIB),
-        _gpu("a100", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 164, 80 * GIB),
-        _gpu("h100", "NVIDIA H100 80GB HBM3", (9, 0), 132, 228, 80 * GIB),
-        _gpu("b200", "NVIDIA B200", (10, 0), 148, 228, 180 * GIB),
+        Target("cpu", "cpu", "", 2**63),
+        Target("tpu_v4", "tpu", "v4:2x2x1", 16 * GIB, ("TPU v4",)),
+        Target("tpu_v5e", "tpu", "v5e:2x2", 16 * GIB, ("TPU v5 lite", "TPU v5e")),
+        Target("tpu_v5p", "tpu", "v5p:2x2x1", 95 * GIB, ("TPU v5", "TPU v5p")),
+        Target("tpu_v6e", "tpu", "v6e:2x2", 32 * GIB, ("TPU v6 lite", "TPU v6e")),
+        Target("tpu7x", "tpu", "tpu7x:2x2x1", 96 * GIB, ("TPU7x", "TPU v7")),
+        _gpu("a100", ("A100",), (8, 0), 108, 164, 80 * GIB),
+        _gpu("h100", ("H100", "H200"), (9, 0), 132, 228, 80 * GIB),
+        _gpu("b200", ("B200",), (10, 0), 148, 228, 180 * GIB),
         Target("trn1", "neuron", "", 16 * GIB),
         Target("trn2", "neuron", "", 24 * GIB),
     )

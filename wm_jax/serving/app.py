@@ -20,6 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from wm_jax import envs
+from wm_jax.export.artifact import Artifact
 from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher, Delivery
 from wm_jax.serving.config import ServeConfig, compile_cache_dir
@@ -80,14 +81,16 @@ HEADERS = {
 class Service:
     """One world being served: engine, device loop and lobby, joined."""
 
-    def __init__(self, config: ServeConfig, world: World, params: Params, prompts: Prompt) -> None:
+    def __init__(
+        self, config: ServeConfig, world: World, params: Params, prompts: Prompt, artifact: Artifact | None = None
+    ) -> None:
         self.config = config
         self.world = world.config
         self.scenes = Scenes(prompts)
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self._loop: asyncio.AbstractEventLoop | None = None
-        engine = Engine(world, params, self.scenes, config.slots)
+        engine = Engine(world, params, self.scenes, config.slots, artifact)
         arcade = Arcade(self.world.env, self._deliver)
         self.batcher = Batcher(engine, arcade, self.world.fps, self._deliver)
         self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher)
@@ -144,9 +147,11 @@ def _show_all(delivery: Delivery) -> None:
         session.show(frame)
 
 
-def make_app(config: ServeConfig, world: World, params: Params, prompts: Prompt) -> FastAPI:
+def make_app(
+    config: ServeConfig, world: World, params: Params, prompts: Prompt, artifact: Artifact | None = None
+) -> FastAPI:
     """The whole server as an ASGI application; it compiles once it runs."""
-    service = Service(config, world, params, prompts)
+    service = Service(config, world, params, prompts, artifact)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -368,6 +373,7 @@ def serve(
     params: Params,
     prompts: Prompt,
     announce: Callable[[str], None] = log.info,
+    artifact: Artifact | None = None,
 ) -> None:
     """Serves a world until told to stop; `announce` is told the URL once the address is ours, just before it listens.
 
@@ -379,7 +385,7 @@ def serve(
     with contextlib.closing(bind(config)) as sock:
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(f"http://{host}:{sock.getsockname()[1]}")
-        make_server(config, make_app(config, world, params, prompts)).run(sockets=[sock])
+        make_server(config, make_app(config, world, params, prompts, artifact)).run(sockets=[sock])
 
 
 def _leave(sig: int, frame: FrameType | None) -> None:

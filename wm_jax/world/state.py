@@ -110,7 +110,9 @@ def _put(state: WorldState, slot: Any, one: WorldState) -> WorldState:
     def seat(leaf, new, axis):
         return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), slot, axis)
 
-    keys = state.key.at[slot].set(one.key[0])
+    # A slice, not `.at[slot].set`: Trainium's compiler takes no scatter of integers.
+    data = jax.lax.dynamic_update_slice_in_dim(jax.random.key_data(state.key), jax.random.key_data(one.key), slot, 0)
+    keys = jax.random.wrap_key_data(data, impl=jax.random.key_impl(state.key))
     plain = (
         dataclasses.replace(state, key=None),
         dataclasses.replace(one, key=None),

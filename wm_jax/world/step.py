@@ -170,13 +170,31 @@ def _check_prompt(world: World, prompt: Prompt):
     return frames, check_keys(world, prompt.controls.keys, *frames.shape[:2]), is_known
 
 
+def start_noised(
+    world: World, params: Params, prompt: Prompt, state: WorldState, noise: Float[Array, "b p y x c"] | None
+) -> WorldState:
+    """`start` without drawing: `noise` blurs the frames of the prompt as they are remembered; `state` is an empty one.
+
+    Raises:
+      ValueError: as `start`.
+    """
+    if prompt.frames is None or noise is None:
+        return state
+    return _see(world, params, *_check_prompt(world, prompt), state, noise)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
 def _start(world: World, params: Params, frames, keys, is_known, state: WorldState) -> WorldState:
+    shape = (frames.shape[1], *world.config.latent_shape)
+    noise, key = jax.vmap(lambda k: _prompt_noise(k, shape))(state.key)
+    return dataclasses.replace(_see(world, params, frames, keys, is_known, state, noise), key=key)
+
+
+def _see(world: World, params: Params, frames, keys, is_known, state: WorldState, noise) -> WorldState:
     """Encodes the prompt; all but its last frame enter the cache, the last one is pending."""
     model, config = world.model(params), world.config.dynamics
     latents = model.autoencoder.encode(frames)
     _, decoder = model.autoencoder.decode(latents, state.decoder)
-    noise, key = jax.vmap(lambda k: _prompt_noise(k, latents.shape[1:]))(state.key)
     remembered = mix(noise, latents, config.context_index / config.levels)
     conditions = model.embedder(keys, is_known)
     cache, rows = state.cache, jnp.ones((frames.shape[0],), bool)
@@ -192,7 +210,6 @@ def _start(world: World, params: Params, frames, keys, is_known, state: WorldSta
         is_known=is_known[:, -1],
         is_pending=rows,
         frame=jnp.full_like(state.frame, frames.shape[1]),
-        key=key,
     )
 
 

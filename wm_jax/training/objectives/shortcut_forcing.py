@@ -100,7 +100,7 @@ class ShortcutForcing:
         k = jax.random.split(key, 2)
         is_boot = jnp.broadcast_to(jnp.arange(shape[0])[:, None] < self._boot_rows(shape[0]), shape)
         finest = config.stride_rows - 1
-        stride = jnp.where(is_boot, jax.random.randint(k[0], shape, 0, finest), finest)
+        stride = jnp.where(is_boot, _integers(k[0], shape, 0, finest), finest)
         count = 2**stride
         place = jnp.floor(jax.random.uniform(k[1], shape) * count).astype(jnp.int32)
         return jnp.minimum(place, count - 1) * (config.levels // count), stride, is_boot
@@ -110,7 +110,7 @@ class ShortcutForcing:
         k = jax.random.split(key, 2)
         rows = (shape[0], 1)
         floor = min(round(self.context_floor * config.levels), config.levels - 1)
-        other = jax.random.randint(k[0], rows, floor, config.levels)
+        other = _integers(k[0], rows, floor, config.levels)
         level = jnp.where(jax.random.bernoulli(k[1], self.as_played, rows), config.context_index, other)
         return jnp.broadcast_to(level, shape)
 
@@ -118,7 +118,7 @@ class ShortcutForcing:
         """Which frames may see each other, and whose controls are known."""
         rows, frames = is_first.shape
         k = jax.random.split(key, 4)
-        cut_at = jax.random.randint(k[0], (rows, 1), 1, frames)
+        cut_at = _integers(k[0], (rows, 1), 1, frames)
         cut = jax.random.bernoulli(k[1], self.cuts, (rows, 1)) & (jnp.arange(frames)[None] == cut_at)
         alone = jax.random.bernoulli(k[2], self.images, (rows, 1))
         segment = jnp.cumsum((is_first | cut | alone).astype(jnp.int32), axis=1)
@@ -132,7 +132,7 @@ class ShortcutForcing:
         """
         k = jax.random.split(key, 4)
         shape = clean.shape[:2]
-        drawn = errors[jax.random.randint(k[0], shape, 0, self.bank)]
+        drawn = errors[_integers(k[0], shape, 0, self.bank)]
         chosen = jax.random.bernoulli(k[1], self.recycled, shape) & (step >= self.recycle_from)
         chosen = chosen & jax.random.bernoulli(k[2], 0.8, (shape[0], 1))
         size = jax.random.uniform(k[3], shape, minval=0.7, maxval=1.3)
@@ -171,6 +171,12 @@ def _two_small(world: World, slow: Params, clean, noisy, level, stride, given):
     end = update(middle, second, _at(after), _at(half))
     target = noisy + (end - noisy) * _at((1.0 - now) / (2.0 * half))
     return jax.lax.stop_gradient(jnp.where(_at(is_boot), target, clean))
+
+
+def _integers(key, shape, low, high):
+    """Whole numbers from `low` to below `high`, drawn by way of `uniform`: randint is not right on every accelerator."""
+    number = jnp.floor(jax.random.uniform(key, shape) * (high - low)).astype(jnp.int32)
+    return low + jnp.minimum(number, high - low - 1)
 
 
 def _at(per_frame):
