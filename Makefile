@@ -2,6 +2,7 @@
 #
 #   make play        a served world in your browser: http://localhost:8000
 #   make test        ruff, pyright, the import contract and the tests; Python 3.11 or 3.12, brings Chromium if there is none
+#   make test-aot    everything compiles for TPUs and GPUs that are not here; brings their compilers (1 GB) into .venv/aot
 #   make test-core   the core tests only; with PYTHON=3.11 in their own .venv-3.11
 #   make games       the real games into .venv (CoinRun, ViZDoom, Atari): to record, or to switch between real and dream
 #   make install     everything into .venv: games, TensorBoard, test tools
@@ -21,7 +22,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export MAKECMDGOALS
 
-.PHONY: play test plays-coinrun chromium lint pytest test-core games install readme lock
+.PHONY: play test plays-coinrun chromium lint pytest test-core test-aot games install readme lock
 
 play: $(VENV)/.play
 	$(BIN)/python serve.py $(WORLD) --port $(PORT)
@@ -45,6 +46,16 @@ lint: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
+
+# The compilers lie beside the environment, not in it: with the CUDA plugin inside, every other start would look for a GPU.
+test-aot: $(VENV)/.test $(VENV)/aot/.done
+	PYTHONPATH=$(CURDIR)/$(VENV)/aot $(MAKE) pytest PYTEST_FLAGS="-m aot $(PYTEST_FLAGS)"
+
+$(VENV)/aot/.done: requirements/aot.txt | $(BIN)/python
+	@echo "Installing $< into $(VENV)/aot"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || uv pip install --quiet --python $(BIN)/python pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/aot --requirement $<
+	@touch $@
 
 test-core:
 	$(MAKE) pytest VENV=$(if $(PYTHON),.venv-$(notdir $(PYTHON)),.venv) PYTEST_FLAGS="-m core $(PYTEST_FLAGS)"

@@ -210,7 +210,7 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
 
     return _launch(
         "frame_flash", work, fetch,
-        [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, frames, heads, tokens), jnp.float32)],
+        (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, frames, heads, tokens), jnp.float32)),
         [
             _tiles(workers, channels, q.dtype), _tiles(workers, TILE, q.dtype), plgpu.Barrier(num_barriers=workers),
             _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, v.dtype),
@@ -365,7 +365,7 @@ def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> 
 
     k = saved.k
     return _launch(
-        "frame_flash_d_kv", work, fetch, [jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
+        "frame_flash_d_kv", work, fetch, (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(k.shape, k.dtype)),
         [
             _tiles(workers, channels, k.dtype), _tiles(workers, channels, k.dtype), _tiles(workers, TILE, k.dtype),
             plgpu.Barrier(num_barriers=workers), _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, k.dtype),

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -41,6 +43,15 @@ class Case:
             segment[:, t // 2 :] = segment[:, : t // 2]
         sink = (draw(b, t, s, n, k), draw(b, self.sinks, s, g, k)) if self.sinks else (None, None)
         return draw(b, t, s, n, k), draw(b, t, s, g, k), draw(b, t, s, g, k), segment, *sink
+
+    def shapes(self) -> tuple[Any, ...]:
+        """The same as shapes, floating-point ones of the case's dtype; nothing is computed."""
+
+        def shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            is_floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(self.dtype) if is_floating else leaf.dtype)
+
+        return jax.tree.map(shape, jax.eval_shape(self.arguments))
 
 
 SMALL = {

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -44,6 +46,15 @@ class Case:
                     rng.random((b, f, self.sinks)) < 0.5)  # fmt: skip
         queries = (draw(b, f, s, n, k), draw(b, f, s, g, k), draw(b, f, s, g, k))
         return *queries, draw(b, r, s, g, k), draw(b, r, s, g, k), age, seen, sink
+
+    def shapes(self) -> tuple[Any, ...]:
+        """The same as shapes, floating-point ones of the case's dtype; nothing is computed."""
+
+        def shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            is_floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(self.dtype) if is_floating else leaf.dtype)
+
+        return jax.tree.map(shape, jax.eval_shape(self.arguments))
 
 
 SMALL = {

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+import pallas_kernels
+from pallas_kernels.block_causal_attention import cases as block_cases
+from pallas_kernels.cached_attention import cases as cached_cases
 from wm_jax.types import Controls, Prompt
 from wm_jax.world import World, empty, start, step
 from wm_jax.world.state import WorldState, put
@@ -104,6 +107,25 @@ def rollout_program(world: World, slots: int, frames: int) -> Program:
     )
     inputs = (world.shapes(), bare_shapes(world, slots), keys, jax.ShapeDtypeStruct((slots,), bool), noise)
     return Program("rollout", jax.jit(rollout, donate_argnums=1), inputs)
+
+
+KERNELS = {"block_causal_attention": block_cases, "cached_attention": cached_cases}
+
+
+def kernel_program(op: str) -> Program:
+    """All large cases of an op of `pallas_kernels` at once, each with its gradient."""
+    cases = list(KERNELS[op].LARGE.values())
+    statics = [{"window_frames": case.window_frames, "is_per_site": False} for case in cases]
+
+    def run(*arguments):
+        def one(given, static):
+            q, k, v, *rest = given
+            out, pull = jax.vjp(lambda *moving: getattr(pallas_kernels, op)(*moving, *rest, **static), q, k, v)
+            return out, pull(out)
+
+        return [one(given, static) for given, static in zip(arguments, statics, strict=True)]
+
+    return Program(op, jax.jit(run), tuple(case.shapes() for case in cases))
 
 
 def noise_shapes(world: World, slots: int) -> Noise:

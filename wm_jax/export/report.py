@@ -11,7 +11,7 @@ from typing import Any
 
 from wm_jax.export.targets import TARGETS
 
-PROGRAMS = ("start", "step", "rollout", "train")
+PROGRAMS = ("start", "step", "rollout", "train", "block_causal_attention", "cached_attention")
 ROLLOUT_FRAMES = 8
 
 
@@ -38,6 +38,9 @@ def report(
     """A row for each target and program, as they come; `config` is the run whose update is "train"."""
     for target in targets:
         for program in programs:
+            # Their gradient is training's, and Trainium and most GPUs have no kernels of ours.
+            if program in PROGRAMS[4:] and not TARGETS[target].has_kernels:
+                continue
             yield _row(config if program == "train" else world, target, program, slots, timeout_s)
 
 
@@ -74,9 +77,11 @@ def _program(source: Path, name: str, slots: int) -> Any:
         program, config = (importlib.import_module(f"wm_jax.training.{part}") for part in ("program", "config"))
         return program.train_program(config.load_config(source))
     from wm_jax.export.artifact import one_prompt
-    from wm_jax.export.programs import playing, rollout_program
+    from wm_jax.export.programs import KERNELS, kernel_program, playing, rollout_program
     from wm_jax.world import load, load_prompts
 
+    if name in KERNELS:
+        return kernel_program(name)
     world, _ = load(source)
     if name == "rollout":
         return rollout_program(world, slots, ROLLOUT_FRAMES)

@@ -33,6 +33,11 @@ class Target:
         """Whether there is a compiler that makes its machine code without the device."""
         return bool(self.topology)
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether `pallas_kernels` has some of its own for it."""
+        return self.platform == "tpu" or "H100" in self.kinds
+
     def fits(self, platform: str, kind: str) -> bool:
         """Whether a device of this platform (as JAX's backend is called) and kind is one of these."""
         own = "gpu" if self.platform == "cuda" else self.platform
