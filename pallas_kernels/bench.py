@@ -254,7 +254,7 @@ def _jax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any = None, **options:
 
 
 def _tokamax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any) -> Any:
-    import tokamax
+    import tokamax  # pyright: ignore[reportMissingImports]  # where it is installed
 
     return tokamax.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask).reshape(q.shape)
 

@@ -48,7 +48,8 @@ def _workers(tokens: int, sizes: Sizes) -> int:
 
 def _tiles(count: int, columns: int, dtype: Any) -> Any:
     """Tiles of 64 rows in shared memory, laid out for TMA and wgmma."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    # pyright takes two public classes of JAX for abstract ones
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # pyright: ignore[reportAbstractUsage]
     return plgpu.SMEM((count, TILE, columns), dtype, transforms=transforms)
 
 
@@ -59,7 +60,7 @@ def _product(a: Any, b: Any) -> Float[Array, "rows columns"]:
         plgpu.wgmma(sum_, a, b)
         return sum_[...]
 
-    return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+    return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
 
 
 def _spread(vector: Any, columns: int) -> Any:

@@ -102,7 +102,7 @@ def join(parts: list[tuple[Any, Any]]) -> Any:
         jnp.swapaxes(weight / total, 2, 3)[..., None] * out.astype(jnp.float32)
         for weight, (out, _) in zip(weights, parts, strict=True)
     ]
-    return sum(mixed[1:], mixed[0]).astype(parts[0][0].dtype)
+    return functools.reduce(jnp.add, mixed).astype(parts[0][0].dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
