@@ -5,10 +5,11 @@ two functions of the same arguments: one with the name of the op, and `refusal`,
 where it can). A platform is one line of `PLATFORMS`.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -46,6 +47,19 @@ PLATFORMS = (
 )
 
 
+_used: list[Implementation] = []
+
+
+@contextlib.contextmanager
+def using(implementation: Implementation) -> Iterator[None]:
+    """What is traced inside takes this one wherever it says `auto`: for a benchmark whose arms are whole programs."""
+    _used.append(implementation)
+    try:
+        yield
+    finally:
+        _used.pop()
+
+
 def check_implementation(op: str, implementation: str) -> None:
     """Refuses a name that no implementation of this op has.
 
@@ -64,6 +78,8 @@ def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], 
       ValueError: the kernel was asked for by name and cannot take these arguments.
     """
     check_implementation(op, implementation)
+    if implementation == "auto" and _used:
+        implementation = _used[-1]
     reference = _function(op, "reference", static)
     if implementation == "reference":
         return reference(*arguments)

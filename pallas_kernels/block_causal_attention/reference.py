@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.softmax_attention import attend_frames
+from pallas_kernels.softmax_attention import attend_frames, softmax_attention
 
 
 def times(frames, drafts):
@@ -28,6 +28,8 @@ def sink_mask(segment, window_frames, sinks, drafts=0):
 
 
 def block_causal_attention(q, k, v, segment, q_sink, k_sink, *, window_frames, is_per_site, drafts=0):
+    if q.shape[1] == 1 and k_sink is None and not is_per_site:
+        return softmax_attention(q, k, v, None)  # a frame alone sees all of itself
     sink = None
     if k_sink is not None:
         sinks = k_sink.shape[1]

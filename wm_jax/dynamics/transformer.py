@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import block_causal_attention, cached_attention
-from pallas_kernels.softmax_attention import softmax_attention
 from wm_jax.dynamics import ring_cache
 from wm_jax.dynamics.block import Block
 from wm_jax.dynamics.config import DynamicsConfig
@@ -220,8 +220,12 @@ class Dynamics(nnx.Module):
         return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), written)
 
     def _meet_in_space(self, q, k, v):
+        """Attention inside each frame: to the op a clip of one frame, so that its kernels serve here too."""
         q, k = (rotate_grid(a, *self.cells, SPACE_BASE) for a in (q, k))
-        return softmax_attention(q, k, v, None)
+        alone = (rearrange(a, "b t s n k -> (b t) 1 s n k") for a in (q, k, v))
+        segment = jnp.zeros((q.shape[0] * q.shape[1], 1), jnp.int32)
+        out = block_causal_attention(*alone, segment, window_frames=0, is_per_site=False)
+        return out.reshape(q.shape)
 
     def _latents(self, tokens):
         grid = self.cells[0] * self.cells[1]
