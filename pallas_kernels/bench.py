@@ -192,26 +192,27 @@ def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: boo
 def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     """Playing's attention: the frame in flight to the ring."""
     b, f, _, s, n, g, k = case.shape
-    static = {"window_frames": case.window_frames, "is_per_site": False}
+    static = {"window_frames": case.window_frames, "is_per_site": case.is_per_site}
     arms: dict[str, Any] = {
         "reference": functools.partial(cached_reference.cached_attention, **static),
         **_our_arms("cached_attention", case.arguments(), static, tiny),
     }
     skipped: dict[str, str] = {}
+    jax_cached = functools.partial(_jax_cached, window=case.window_frames, is_per_site=case.is_per_site)
     for other in ("xla", "cudnn"):
         arms[f"jax.nn {other}, dense mask"] = functools.partial(
-            _jax_cached, attend=functools.partial(_jax_attention, implementation=other), window=case.window_frames
+            jax_cached, attend=functools.partial(_jax_attention, implementation=other)
         )
-    _add_tokamax(arms, skipped, functools.partial(_jax_cached, attend=_tokamax_attention, window=case.window_frames))
+    _add_tokamax(arms, skipped, functools.partial(jax_cached, attend=_tokamax_attention))
     _drop_cudnn(arms, skipped)
     ages = case.arguments()[5]
     seen = int(
         np.asarray(cached_reference.visible(jnp.asarray(ages), jnp.ones((b, f), bool), case.window_frames)).sum()
     )
-    item = jnp.dtype(case.dtype).itemsize
+    item, meets = jnp.dtype(case.dtype).itemsize, 1 if case.is_per_site else s
     return Work(
         "cached_attention", name, "fwd", case.dtype, case.shape, functools.partial(_cast_arguments, case), arms,
-        4.0 * seen * s * s * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
+        4.0 * seen * s * meets * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
     )  # fmt: skip
 
 
@@ -259,11 +260,15 @@ def _tokamax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any) -> Any:
     return tokamax.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask).reshape(q.shape)
 
 
-def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, attend, window):
+def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, attend, window, is_per_site):
     del sink
     table = cached_reference.visible(ring_age, is_block_seen, window)
+    keys, values = jnp.concatenate([ring_k, k], 1), jnp.concatenate([ring_v, v], 1)
+    if is_per_site:  # frames are the sequence and sites more heads: the same arrays, seen otherwise
+        sited = (a.reshape(*a.shape[:2], 1, -1, a.shape[-1]) for a in (q, keys, values))
+        return attend(*sited, mask=table[:, None]).reshape(q.shape)
     mask = jnp.repeat(jnp.repeat(table, q.shape[2], axis=1), q.shape[2], axis=2)[:, None]
-    return attend(q, jnp.concatenate([ring_k, k], 1), jnp.concatenate([ring_v, v], 1), mask=mask)
+    return attend(q, keys, values, mask=mask)
 
 
 def _with_gradient(function: Callable[..., Any], cotangent: Any) -> Callable[..., Any]:

@@ -46,14 +46,14 @@ def _workers(tokens: int, sizes: Sizes) -> int:
     return max(count for count in range(1, sizes.workers + 1) if tokens % (count * TILE) == 0)
 
 
-def _tiles(count: int, columns: int, dtype: Any) -> Any:
-    """Tiles of 64 rows in shared memory, laid out for TMA and wgmma."""
+def tiles(count: int, rows: int, columns: int, dtype: Any) -> Any:
+    """Tiles in shared memory, laid out for TMA and wgmma: rows in eights, columns in 64s."""
     # pyright takes two public classes of JAX for abstract ones
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # pyright: ignore[reportAbstractUsage]
-    return plgpu.SMEM((count, TILE, columns), dtype, transforms=transforms)
+    return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)
 
 
-def _product(a: Any, b: Any) -> Float[Array, "rows columns"]:
+def multiply(a: Any, b: Any) -> Float[Array, "rows columns"]:
     """`a @ b` of two tiles in shared memory, into registers."""
 
     def run(sum_: Any) -> Any:
@@ -63,7 +63,7 @@ def _product(a: Any, b: Any) -> Float[Array, "rows columns"]:
     return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def _spread(vector: Any, columns: int) -> Any:
+def spread(vector: Any, columns: int) -> Any:
     """Each row's number in all its columns."""
     return lax.broadcast_in_dim(vector, (vector.shape[0], columns), (0,))
 
@@ -80,7 +80,7 @@ def _real_only(logits: Any, part: Any, real: int) -> Any:
     return jnp.where(token < real, logits, NOTHING)
 
 
-def _store(ref: Any, value: Any) -> None:
+def store(ref: Any, value: Any) -> None:
     """Into shared memory, where wgmma and TMA will see it."""
     ref[...] = value.astype(ref.dtype)
     plgpu.commit_smem()
@@ -177,12 +177,12 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
 
         def turn(step, carry):
             best, total, answer = carry
-            logits = _real_only(_product(my_queries, keys.take(step).T) * scale, lax.rem(step, parts), real)
+            logits = _real_only(multiply(my_queries, keys.take(step).T) * scale, lax.rem(step, parts), real)
             keys.give_back(step)
             new = jnp.maximum(best, jnp.max(logits, axis=1))
-            keep, share = jnp.exp(best - new), jnp.exp(logits - _spread(new, TILE))
-            _store(my_weights, share)
-            answer = answer * _spread(keep, channels) + _product(my_weights, values.take(step))
+            keep, share = jnp.exp(best - new), jnp.exp(logits - spread(new, TILE))
+            store(my_weights, share)
+            answer = answer * spread(keep, channels) + multiply(my_weights, values.take(step))
             values.give_back(step)
             return new, total * keep + jnp.sum(share, axis=1), answer
 
@@ -194,7 +194,7 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
         best, total, answer = lax.fori_loop(0, count[row, frame] * parts, turn, start)
         some = jnp.where(total > 0.0, total, 1.0)
         lse[row, frame, head, mine] = best + jnp.log(some)
-        _store(my_queries, answer / _spread(some, channels))
+        store(my_queries, answer / spread(some, channels))
         plgpu.copy_smem_to_gmem(my_queries, out.at[row, frame, mine, head])
         plgpu.wait_smem_to_gmem(0)
 
@@ -213,8 +213,8 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
         "frame_flash", work, fetch,
         (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, frames, heads, tokens), jnp.float32)),
         [
-            _tiles(workers, channels, q.dtype), _tiles(workers, TILE, q.dtype), plgpu.Barrier(num_barriers=workers),
-            _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, v.dtype),
+            tiles(workers, TILE, channels, q.dtype), tiles(workers, TILE, TILE, q.dtype), plgpu.Barrier(num_barriers=workers),
+            tiles(sizes.stages, TILE, channels, k.dtype), tiles(sizes.stages, TILE, channels, v.dtype),
             *_barriers(workers, sizes), *_barriers(workers, sizes),
         ],
         (batch, heads, frames, tokens // (TILE * workers)), workers, interpret, (q, k, v, *lists),
@@ -245,16 +245,16 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
 
         def turn(step, gathered):
             tile = keys.take(step)
-            share = jnp.exp(_product(my_queries, tile.T) * scale - _spread(sums, TILE))
-            error = share * (_product(my_answers, values.take(step).T) - _spread(means, TILE))
+            share = jnp.exp(multiply(my_queries, tile.T) * scale - spread(sums, TILE))
+            error = share * (multiply(my_answers, values.take(step).T) - spread(means, TILE))
             values.give_back(step)
-            _store(my_errors, error)
-            gathered = gathered + _product(my_errors, tile)
+            store(my_errors, error)
+            gathered = gathered + multiply(my_errors, tile)
             keys.give_back(step)
             return gathered
 
         gathered = lax.fori_loop(0, count[row, frame] * parts, turn, _zeros(TILE, channels, layout=_TILED))
-        _store(my_queries, gathered * scale)
+        store(my_queries, gathered * scale)
         plgpu.copy_smem_to_gmem(my_queries, d_q.at[row, frame, mine, head])
         plgpu.wait_smem_to_gmem(0)
 
@@ -275,8 +275,8 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
     return _launch(
         "frame_flash_d_q", work, fetch, jax.ShapeDtypeStruct(q.shape, q.dtype),
         [
-            _tiles(workers, channels, q.dtype), _tiles(workers, TILE, k.dtype), _tiles(workers, channels, q.dtype),
-            plgpu.Barrier(num_barriers=workers), _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, k.dtype),
+            tiles(workers, TILE, channels, q.dtype), tiles(workers, TILE, TILE, k.dtype), tiles(workers, TILE, channels, q.dtype),
+            plgpu.Barrier(num_barriers=workers), tiles(sizes.stages, TILE, channels, k.dtype), tiles(sizes.stages, TILE, channels, k.dtype),
             *_barriers(workers, sizes), *_barriers(workers, sizes),
         ],
         (batch, heads, frames, tokens // (TILE * workers)), workers, interpret, (*saved, *lists),
@@ -332,21 +332,21 @@ def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> 
             sums = plgpu.load(lse.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
             means = plgpu.load(delta.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
             tile = queries.take(step)
-            share = jnp.exp(_product(my_keys, tile.T) * scale - lax.broadcast_in_dim(sums, (TILE, TILE), (1,)))
-            _store(my_shares, share)
+            share = jnp.exp(multiply(my_keys, tile.T) * scale - lax.broadcast_in_dim(sums, (TILE, TILE), (1,)))
+            store(my_shares, share)
             given = answers.take(step)
-            of_values = of_values + _product(my_shares, given)
-            error = share * (_product(my_values, given.T) - lax.broadcast_in_dim(means, (TILE, TILE), (1,)))
+            of_values = of_values + multiply(my_shares, given)
+            error = share * (multiply(my_values, given.T) - lax.broadcast_in_dim(means, (TILE, TILE), (1,)))
             answers.give_back(step)
-            _store(my_shares, error)
-            of_keys = of_keys + _product(my_shares, tile)
+            store(my_shares, error)
+            of_keys = of_keys + multiply(my_shares, tile)
             queries.give_back(step)
             return of_keys, of_values
 
         nothing = _zeros(TILE, channels, layout=_TILED)
         of_keys, of_values = lax.fori_loop(0, count[row, frame] * parts * shared, turn, (nothing, nothing))
-        _store(my_keys, of_keys * scale)
-        _store(my_values, of_values)
+        store(my_keys, of_keys * scale)
+        store(my_values, of_values)
         plgpu.copy_smem_to_gmem(my_keys, d_k.at[row, frame, mine, group])
         plgpu.copy_smem_to_gmem(my_values, d_v.at[row, frame, mine, group])
         plgpu.wait_smem_to_gmem(0)
@@ -368,8 +368,8 @@ def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> 
     return _launch(
         "frame_flash_d_kv", work, fetch, (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(k.shape, k.dtype)),
         [
-            _tiles(workers, channels, k.dtype), _tiles(workers, channels, k.dtype), _tiles(workers, TILE, k.dtype),
-            plgpu.Barrier(num_barriers=workers), _tiles(sizes.stages, channels, k.dtype), _tiles(sizes.stages, channels, k.dtype),
+            tiles(workers, TILE, channels, k.dtype), tiles(workers, TILE, channels, k.dtype), tiles(workers, TILE, TILE, k.dtype),
+            plgpu.Barrier(num_barriers=workers), tiles(sizes.stages, TILE, channels, k.dtype), tiles(sizes.stages, TILE, channels, k.dtype),
             *_barriers(workers, sizes), *_barriers(workers, sizes),
         ],
         (batch, groups, frames, tokens // (TILE * workers)), workers, interpret, (*saved, *lists),

@@ -57,6 +57,24 @@ def attend_frames(q: Any, k: Any, v: Any, mask: Any, sink: tuple[Any, Any, Any, 
     return rearrange(out, "b (t s) n k -> b t s n k", s=q.shape[2])
 
 
+def attend_site(
+    q: Float[Array, "b f s n k"], k: Float[Array, "b u s g k"], v: Float[Array, "b u s g k"], seen: Bool[Array, "b f u"]
+) -> tuple[Float[Array, "b f s n k"], Float[Array, "b f n s"]]:
+    """Each token to its own site of a few frames, as a part of a larger softmax: answers, and each query's log-sum of exponentials.
+
+    Where a query sees nothing its answer means nothing and its sum is near `exp(MASKED)`.
+    """
+    groups = k.shape[3]
+    grouped = q.reshape(*q.shape[:3], groups, q.shape[3] // groups, q.shape[4])
+    logits = jnp.einsum("bfsgmk,busgk->bfsgmu", grouped, k, preferred_element_type=jnp.float32)
+    logits = logits * jnp.float32(q.shape[-1] ** -0.5)
+    logits = jnp.where(seen[:, :, None, None, None], logits, jnp.float32(MASKED))
+    sums = nn.logsumexp(logits, axis=-1)
+    weights = jnp.exp(logits - sums[..., None]).astype(v.dtype)
+    answer = jnp.einsum("bfsgmu,busgk->bfsgmk", weights, v).reshape(q.shape)
+    return answer, rearrange(sums, "b f s g m -> b f (g m) s")
+
+
 def _by_site(q: Any, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
     q, k, v = (rearrange(a, "b t s n k -> b s t n k") for a in (q, k, v))
     return q, k, v, mask[:, None]

@@ -17,6 +17,7 @@ class Case:
       window_frames: See the op.
       drafts: See the op.
       sinks: First frames that stay visible.
+      is_per_site: See the op.
       segments: The frame at which each row's second episode starts; none where 0.
       dtype: Of queries, keys and values.
     """
@@ -26,6 +27,7 @@ class Case:
     drafts: int = 0
     sinks: int = 0
     segments: tuple[int, ...] = ()
+    is_per_site: bool = False
     dtype: str = "float32"
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
@@ -63,8 +65,10 @@ SMALL = {
     "several blocks a frame": Case((1, 2, 640, 2, 1, 16), window_frames=1),
     "frames padded to tiles": Case((1, 3, 70, 2, 1, 16), window_frames=1, sinks=1),
     "bfloat16": Case((1, 2, 128, 4, 2, 64), window_frames=2, dtype="bfloat16"),
+    "frames alone": Case((2, 1, 70, 4, 2, 64), window_frames=0, dtype="bfloat16"),
 }
 LARGE = {
+    "space, 264 tokens": Case((32, 1, 264, 12, 4, 64), window_frames=0, dtype="bfloat16"),
     "32 frames x 256 tokens": Case((1, 32, 256, 16, 16, 64), window_frames=16, dtype="bfloat16"),
     "16 frames x 1024 tokens, grouped": Case((1, 16, 1024, 16, 4, 128), window_frames=8, dtype="bfloat16"),
 }

@@ -19,6 +19,7 @@ class Case:
       written: How many entries of each row's ring hold a frame; the newest stands at a place of its own.
       is_block_seen: Whether a frame in flight is seen by those after it.
       sinks: Frames that stay visible.
+      is_per_site: See the op.
       dtype: Of queries, keys and values.
     """
 
@@ -27,6 +28,7 @@ class Case:
     written: tuple[int, ...]
     is_block_seen: bool = True
     sinks: int = 0
+    is_per_site: bool = False
     dtype: str = "float32"
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
@@ -65,10 +67,22 @@ SMALL = {
     "sinks": Case((2, 1, 2, 128, 2, 1, 16), window_frames=1, written=(2, 1), sinks=2),
     "frames padded to tiles": Case((1, 1, 2, 70, 2, 1, 16), window_frames=2, written=(1,)),
     "bfloat16": Case((1, 1, 2, 128, 4, 2, 64), window_frames=2, written=(2,), dtype="bfloat16"),
+    "site by site": Case(
+        (2, 2, 64, 3, 6, 2, 64), window_frames=40, written=(64, 3), sinks=1, is_per_site=True, dtype="bfloat16"
+    ),
+    "site by site, many frames": Case(
+        (1, 1, 128, 2, 2, 2, 128), window_frames=128, written=(100,), is_per_site=True, dtype="bfloat16"
+    ),
 }
 LARGE = {
     "1 frame x 256 tokens, 64 frames": Case(
         (1, 1, 64, 256, 16, 16, 64), window_frames=64, written=(64,), dtype="bfloat16"
     ),
     "8 rows": Case((8, 1, 64, 256, 16, 16, 64), window_frames=64, written=(64,) * 8, dtype="bfloat16"),
+    "264 sites, 64 frames": Case(
+        (1, 1, 64, 264, 12, 4, 64), window_frames=64, written=(64,), is_per_site=True, dtype="bfloat16"
+    ),
+    "264 sites, 8 rows": Case(
+        (8, 1, 64, 264, 12, 4, 64), window_frames=64, written=(64,) * 8, is_per_site=True, dtype="bfloat16"
+    ),
 }

@@ -86,3 +86,16 @@ def test_reconstruction_has_the_size_of_its_frames(tiny):
     frames = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
     again = reconstruct(*tiny, frames)
     assert again.shape == frames.shape and again.dtype == frames.dtype
+
+
+def test_weights_made_ready_for_playing_dream_the_same_to_the_bit():
+    world, params = wm.tiny_world(0, dtype="bfloat16")
+    ready = world.for_playing(params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(ready["dynamics"])} == {"bfloat16"}
+    dreams = []
+    for weights in (params, ready):
+        state = wm.start(world, weights, wm.Prompt(), jax.random.key(3))
+        _, frames = wm.rollout(world, weights, state, wm.Controls(np.ones((1, 6, 4), bool)))
+        dreams.append(np.asarray(frames))
+    np.testing.assert_array_equal(*dreams)
+    assert dreams[0].std() > 0

@@ -107,7 +107,7 @@ def measure(world: World, params: Params, batch: int, rounds: int, frames: int) 
 def report(config: StepBenchConfig) -> dict[str, Any]:
     """Everything, as the JSON file has it."""
     world = World(config_file.load(config.config).world)
-    params = world.init(jax.random.key(0))
+    params = world.for_playing(world.init(jax.random.key(0)))
     rows = []
     for batch in config.batches:
         print(f"batch {batch} ...", file=sys.stderr, flush=True)

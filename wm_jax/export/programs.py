@@ -15,7 +15,7 @@ from jax import lax
 import pallas_kernels
 from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.cached_attention import cases as cached_cases
-from wm_jax.types import Controls, Prompt
+from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, empty, start, step
 from wm_jax.world.state import WorldState, put
 from wm_jax.world.step import Noise, next_frame, start_noised
@@ -79,14 +79,14 @@ def playing(world: World, slots: int, prompt: Prompt, is_noise_given: bool = Fal
         return next_frame(world, params, state, keys, active, noise)
 
     drawn: Any = jax.ShapeDtypeStruct((), jnp.uint32)
-    inputs: tuple[Any, ...] = (world.shapes(), state, keys, active)
+    inputs: tuple[Any, ...] = (weight_shapes(world), state, keys, active)
     if is_noise_given:
         drawn = prompt_noise_shape(world, prompt)
         inputs = (*inputs, noise_shapes(world, slots))
     starting = jax.jit(start_given if is_noise_given else start_one)
     stepping = jax.jit(step_given if is_noise_given else step_all, donate_argnums=1)
     return Playing(
-        Program("start", starting, (world.shapes(), given, drawn), (), one),
+        Program("start", starting, (weight_shapes(world), given, drawn), (), one),
         Program("put", jax.jit(put_one, donate_argnums=0), (state, slot, one), (0,), state),
         Program("step", stepping, inputs, (1,), (state, "frames")),
     )
@@ -105,7 +105,7 @@ def rollout_program(world: World, slots: int, frames: int) -> Program:
     noise = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((frames, *leaf.shape), leaf.dtype), noise_shapes(world, slots)
     )
-    inputs = (world.shapes(), bare_shapes(world, slots), keys, jax.ShapeDtypeStruct((slots,), bool), noise)
+    inputs = (weight_shapes(world), bare_shapes(world, slots), keys, jax.ShapeDtypeStruct((slots,), bool), noise)
     return Program("rollout", jax.jit(rollout, donate_argnums=1), inputs)
 
 
@@ -115,7 +115,7 @@ KERNELS = {"block_causal_attention": block_cases, "cached_attention": cached_cas
 def kernel_program(op: str) -> Program:
     """All large cases of an op of `pallas_kernels` at once, each with its gradient."""
     cases = list(KERNELS[op].LARGE.values())
-    statics = [{"window_frames": case.window_frames, "is_per_site": False} for case in cases]
+    statics = [{"window_frames": case.window_frames, "is_per_site": case.is_per_site} for case in cases]
 
     def run(*arguments):
         def one(given, static):
@@ -139,6 +139,11 @@ def prompt_noise_shape(world: World, prompt: Prompt) -> jax.ShapeDtypeStruct | N
     if prompt.frames is None:
         return None
     return jax.ShapeDtypeStruct((1, prompt.frames.shape[1], *world.config.latent_shape), jnp.float32)
+
+
+def weight_shapes(world: World) -> Params:
+    """Of the weights that are played."""
+    return jax.eval_shape(world.for_playing, world.shapes())
 
 
 def bare_shapes(world: World, slots: int) -> WorldState:

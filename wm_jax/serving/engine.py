@@ -76,7 +76,7 @@ class Engine:
     def compile(self, report: Report) -> None:
         """Compiles all that playing needs, ahead of time; afterwards nothing compiles any more."""
         report("placing weights", 0.0)
-        self._params = jax.device_put(self._params)
+        self._params = jax.device_put(self.world.for_playing(self._params))
         programs = playing(self.world, self.slots, self.scenes.pick(Opening(0)), self._noise is not None)
         with ThreadPoolExecutor(3) as compilers:  # one program compiles while the next is traced
             report("tracing start", 0.1)
