@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from wm_jax.dynamics import DynamicsConfig, ring_cache
+from wm_jax.nn.rope import PERIOD
 
 CONFIG = DynamicsConfig(
     width=8, heads=1, kv_heads=1, head_size=4, hidden=8, repeats=1, registers=0, window_frames=4, sinks=1,
@@ -17,7 +18,7 @@ LATENT = (1, 3, 2)
 
 
 def entries(frame, batch=2):
-    """Keys that spell the frame they belong to."""
+    """Keys and values that spell the frame they belong to."""
     return jnp.full((1, batch, 1, 3, 1, 4), float(frame))
 
 
@@ -42,7 +43,9 @@ def test_ring_forgets_the_oldest_frame_and_only_it(frames):
         assert held == expected
         for slot, frame in enumerate(np.asarray(cache.frame[row])):
             if frame != ring_cache.NEVER:
-                assert np.all(np.asarray(cache.keys[0, row, slot]) == frame)
+                assert np.all(np.asarray(cache.values[0, row, slot]) == frame)
+                turned = ring_cache.turned(entries(frame)[0, 0, 0], jnp.full((3,), frame))
+                np.testing.assert_array_equal(cache.keys[0, row, slot], turned)
 
 
 def test_ages_count_from_the_next_frame():
@@ -66,23 +69,35 @@ def test_an_idle_row_keeps_every_bit():
     assert int(after.next[0]) == 7 and int(after.next[1]) == 6
 
 
-def test_rebase_moves_ids_by_whole_turns_and_touches_nothing_else():
-    cache = filled(11)
-    late = dataclasses.replace(cache, frame=cache.frame + 4 * 1024, next=cache.next + 4 * 1024)
-    back = ring_cache.rebase(late, limit=64)
+def later(cache):
+    """The same cache, had it run for a period already."""
+    frame = jnp.where(cache.frame == ring_cache.NEVER, ring_cache.NEVER, cache.frame + PERIOD)
+    return dataclasses.replace(cache, frame=frame, next=cache.next + PERIOD)
+
+
+def test_rebase_moves_ids_by_whole_periods_and_touches_nothing_else():
+    late = later(filled(11))
+    back = ring_cache.rebase(late)
+    for old, new in zip(jax.tree.leaves(filled(11)), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(ring_cache.ages(back), ring_cache.ages(late))
-    np.testing.assert_array_equal(back.next % 4, late.next % 4)
-    assert int(back.next[0]) < int(late.next[0])
-    np.testing.assert_array_equal(back.keys, late.keys)
+    early = later(filled(7))  # one frame short of two turns of the ring: sinks would become neighbours again
+    np.testing.assert_array_equal(ring_cache.rebase(early).next, early.next)
+
+
+@pytest.mark.parametrize("ring", [4, 5, 48])
+def test_a_rebase_is_whole_turns_of_any_ring(ring):
+    assert (ring_cache.largest_id(ring) - 2 * ring) % ring == 0
+    assert (ring_cache.largest_id(ring) - 2 * ring) % PERIOD == 0
 
 
 def test_ids_stay_small_for_ever():
-    cache, largest = filled(0), 0
+    cache, bound = later(filled(0)), ring_cache.largest_id(4)
     for _ in range(200):
         cache = ring_cache.write(cache, entries(0), entries(0), latents(0), jnp.asarray([True, True]))
-        cache = ring_cache.rebase(cache, limit=32)
-        largest = max(largest, int(cache.next.max()))
-    assert largest <= 32
+        cache = ring_cache.rebase(cache)
+        assert int(cache.next.max()) < bound
+    assert int(cache.next.max()) == 200
 
 
 def test_sinks_keep_the_first_frame_of_the_session():

@@ -10,6 +10,7 @@ from flax import nnx
 
 from wm_jax.conditioning import ConditioningConfig, Embedder
 from wm_jax.dynamics import Dynamics, DynamicsConfig, ring_cache
+from wm_jax.nn.rope import PERIOD
 
 WINDOW, FRAMES, BATCH = 4, 13, 2
 LATENT = (2, 3, 5)
@@ -53,19 +54,25 @@ def one_by_one(config, model, embedder, latents, keys, level, poison=False):
     """The same answers frame by frame through the cache."""
     cache = ring_cache.init(config, model.tokens_per_frame, LATENT, BATCH)
     if poison:
-        cache = dataclasses.replace(cache, keys=cache.keys * jnp.nan, values=cache.values * jnp.nan)
+        cache = dataclasses.replace(cache, keys=cache.keys + 1e3, values=cache.values + 1e3)
     seen, every, out = jnp.ones((BATCH, 1), bool), jnp.ones((BATCH,), bool), []
 
     @jax.jit
     def step(frame, keys, level, cache):
         conditions = embedder(keys, seen)
         guess, (k, v) = model.denoise(frame, level, jnp.full_like(level, 4), conditions, cache, seen)
-        return guess, ring_cache.rebase(ring_cache.write(cache, k, v, frame, every), limit=3 * WINDOW)
+        return guess, ring_cache.rebase(ring_cache.write(cache, k, v, frame, every))
 
     for t in range(FRAMES):
         now = slice(t, t + 1)
+        if t == 5:  # as if it had run for a period already, so that the ids are moved back on the way
+            cache = dataclasses.replace(
+                cache, next=cache.next + PERIOD,
+                frame=jnp.where(cache.frame == ring_cache.NEVER, ring_cache.NEVER, cache.frame + PERIOD),
+            )  # fmt: skip
         guess, cache = step(latents[:, now], keys[:, now], level[:, now], cache)
         out.append(guess)
+    assert int(cache.next.max()) == FRAMES
     return jnp.concatenate(out, axis=1)
 
 

@@ -1,6 +1,7 @@
 """Laws of playing: one step, one rollout, sessions that know nothing of each other."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import wm_jax as wm
 from wm_jax.dynamics import ring_cache
+from wm_jax.nn.rope import PERIOD
 from wm_jax.samplers import mix, sample
 from wm_jax.types import Params
 from wm_jax.world.rollout import predict_next
@@ -152,17 +154,17 @@ def test_fused_commit_equals_separate_commit(tiny: Tiny, prompt, held):
 
 
 def test_rebase_changes_no_pixel(tiny: Tiny, prompt, held, dream):
-    """A session at frame 4 and the same session at local frame 4 + 1000 turns of the ring dream the same."""
+    """A session at frame 4 and the same session at frame 4 and a period dream the same to the bit."""
     state = wm.start(*tiny, prompt, jax.random.key(1))
     ring = state.cache.frame.shape[1]
-    turns = (ring_cache.REBASE_FRAMES // ring - 1) * ring
+    turns = math.lcm(PERIOD, ring)
     late = jnp.where(state.cache.frame == ring_cache.NEVER, ring_cache.NEVER, state.cache.frame + turns)
     state = dataclasses.replace(
         state, cache=dataclasses.replace(state.cache, frame=late, next=state.cache.next + turns)
     )
     state, frames = play(tiny, state, held)
     np.testing.assert_array_equal(frames, dream[1])
-    assert int(state.cache.next.max()) < ring_cache.REBASE_FRAMES  # it was moved back on the way
+    assert int(state.cache.next.max()) < turns  # it was moved back on the way
 
 
 def test_a_session_never_grows(tiny: Tiny):
@@ -173,12 +175,12 @@ def test_a_session_never_grows(tiny: Tiny):
     while rebases <= 3:
         state, frames = wm.rollout(*tiny, state, wm.Controls(keys=keys))
         rebases, before, length = rebases + (int(state.cache.next[0]) < before), int(state.cache.next[0]), length + 512
-        assert before < ring_cache.REBASE_FRAMES and int(state.frame[0]) == length
+        assert before < ring_cache.largest_id(ring) and int(state.frame[0]) == length
         assert sorted(np.asarray(state.cache.frame[0])) == list(range(before - ring, before))
         assert all(np.isfinite(np.asarray(leaf)).all() for leaf in without_key(state))
         assert np.any(np.asarray(frames)[:, -1] != np.asarray(frames)[:, -2])
     assert [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in without_key(state)] == sizes
-    assert length > 3 * ring_cache.REBASE_FRAMES
+    assert length > 3 * PERIOD
 
 
 def test_only_stacked_arrays_cross_the_jit_boundary(tiny: Tiny, prompt):

@@ -1,19 +1,21 @@
 """The last r frames of every layer that looks back: a circular buffer over frames, each row at its own time.
 
-The latents of the newest few frames stay beside it. Keys are kept unrotated and turned by their age when read, so nothing in the cache depends on how long a session has
-run; `rebase` keeps the frame ids small without touching a key.
+The latents of the newest few frames stay beside it. Keys are kept turned by the id of their frame, so that reading turns only the
+queries; turning has a period, and `rebase` keeps the ids small by moving them by whole periods without touching a key.
 """
 
 import dataclasses
+import math
 
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wm_jax.dynamics.config import DynamicsConfig
+from wm_jax.nn.rope import PERIOD, rotate_frames
 
 NEVER = -(2**30)
-REBASE_FRAMES = 4096
+TIME_BASE = 100.0
 
 
 @flax.struct.dataclass
@@ -21,9 +23,9 @@ class RingCache:
     """Keys and values of past frames, batched over slots b.
 
     Attributes:
-      keys: Normalised, unrotated. Entry `id % r` holds frame `id`.
+      keys: Normalised, turned by their frame's id. Entry `id % r` holds frame `id`.
       values: As projected.
-      sink_keys: Those of the first z frames of the session, kept for ever.
+      sink_keys: Those of the first z frames of the session, kept for ever, not turned.
       sink_values: Likewise.
       recent: Latents of the newest n frames as remembered, the newest last; zeros where there were none.
       frame: Id of the frame in each entry, NEVER where none was written.
@@ -73,7 +75,7 @@ def write(
 ) -> RingCache:
     """The cache with f more frames; each overwrites the entry that is r frames older, and only that.
 
-    `latents` are those the keys and values came from. A row whose `is_written` is False keeps every bit of its entries
+    `keys` are not turned yet. `latents` are those the keys and values came from. A row whose `is_written` is False keeps every bit of its entries
     and its clock.
     """
     ring = cache.frame.shape[1]
@@ -83,7 +85,7 @@ def write(
         slot = cache.next % ring
         cache = dataclasses.replace(
             cache,
-            keys=_put(cache.keys, keys[:, :, i], rows, slot, is_written),
+            keys=_put(cache.keys, turned(keys[:, :, i], cache.next[None, :, None]), rows, slot, is_written),
             values=_put(cache.values, values[:, :, i], rows, slot, is_written),
             sink_keys=_put_sink(cache.sink_keys, keys[:, :, i], cache.next, is_written),
             sink_values=_put_sink(cache.sink_values, values[:, :, i], cache.next, is_written),
@@ -96,14 +98,23 @@ def write(
     return cache
 
 
-def rebase(cache: RingCache, limit: int = REBASE_FRAMES) -> RingCache:
-    """The same cache with small frame ids: rows that reached `limit` are moved back by whole turns of the ring.
+def turned(x: Float[Array, "*b n k"], frame: Int[Array, "*#b"]) -> Float[Array, "*b n k"]:
+    """Queries or keys as those of this frame: what meets depends on the difference of the two ids."""
+    return rotate_frames(x, frame, TIME_BASE)
+
+
+def largest_id(ring: int) -> int:
+    """Bound of the frame ids of a ring that is rebased after every frame."""
+    return math.lcm(PERIOD, ring) + 2 * ring
+
+
+def rebase(cache: RingCache) -> RingCache:
+    """The same cache with small frame ids: rows beyond `largest_id` go back by periods that are whole turns of the ring too.
 
     Exact: slots, ages and keys stay as they are. At least two turns of history remain, so sinks stay sinks.
     """
     ring = cache.frame.shape[1]
-    shift = max((limit - 2 * ring) // ring, 0) * ring
-    by = jnp.where(cache.next >= limit, shift, 0)
+    by = jnp.where(cache.next >= largest_id(ring), math.lcm(PERIOD, ring), 0)
     frame = jnp.where(cache.frame == NEVER, NEVER, cache.frame - by[:, None])
     return dataclasses.replace(cache, frame=frame, next=cache.next - by)
 

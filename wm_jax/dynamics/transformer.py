@@ -16,14 +16,13 @@ from pallas_kernels import block_causal_attention, cached_attention
 from wm_jax.dynamics import ring_cache
 from wm_jax.dynamics.block import Block
 from wm_jax.dynamics.config import DynamicsConfig
-from wm_jax.dynamics.ring_cache import RingCache
+from wm_jax.dynamics.ring_cache import RingCache, turned
 from wm_jax.nn.linear import Linear
 from wm_jax.nn.norm import rms_norm
 from wm_jax.nn.patch import depth_to_space, neighbourhoods, space_to_depth
-from wm_jax.nn.rope import rotate, rotate_grid
+from wm_jax.nn.rope import rotate_grid
 
 SPACE_BASE = 100.0
-TIME_BASE = 100.0
 # In training: a scan copies what its gradient keeps, a tenth of a small model's step on a CPU. Playing has no gradient, and
 # a program that is not unrolled is traced and loaded in two thirds of the time.
 UNROLLED_REPEATS = 4
@@ -92,11 +91,10 @@ class Dynamics(nnx.Module):
         oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
 
         def meet(kind, _past, q, k, v):
-            q_sink = rotate(q, oldest, TIME_BASE) if config.sinks else None
+            q_sink = turned(q, oldest) if config.sinks else None
             k_sink = k[:, : config.sinks] if config.sinks else None
-            turned_q, turned_k = rotate(q, position, TIME_BASE), rotate(k, position, TIME_BASE)
             return block_causal_attention(
-                turned_q, turned_k, v, segment, q_sink, k_sink,
+                turned(q, position), turned(k, position), v, segment, q_sink, k_sink,
                 window_frames=config.window_frames, is_per_site=kind == "time", drafts=drafts,
             )  # fmt: skip
 
@@ -120,15 +118,12 @@ class Dynamics(nnx.Module):
         """
         config = self.config
         age = ring_cache.ages(cache)
-        here = jnp.arange(noisy.shape[1])[None, :, None]
+        now = cache.next[:, None, None] + jnp.arange(noisy.shape[1])[None, :, None]
 
         def meet(kind, past, q, k, v):
             ring_k, ring_v, sink_k, sink_v = past
-            written = (age > 0)[:, :, None, None, None]
-            ring_k = rotate(jnp.where(written, ring_k, 0).astype(k.dtype), -age[:, :, None], TIME_BASE)
             return cached_attention(
-                rotate(q, here, TIME_BASE), rotate(k, here, TIME_BASE), v,
-                ring_k, jnp.where(written, ring_v, 0), age, is_seen, self._sink(q, sink_k, sink_v, cache),
+                turned(q, now), turned(k, now), v, ring_k, ring_v, age, is_seen, self._sink(q, sink_k, sink_v, cache),
                 window_frames=config.window_frames, is_per_site=kind == "time",
             )  # fmt: skip
 
@@ -171,7 +166,7 @@ class Dynamics(nnx.Module):
         now = cache.next[:, None, None] + jnp.arange(q.shape[1])[None, :, None]
         beyond = now - jnp.arange(config.sinks) > config.window_frames
         oldest = jnp.asarray(config.window_frames + 1)[None, None, None]
-        return rotate(q, oldest, TIME_BASE), sink_k.astype(q.dtype), sink_v.astype(q.dtype), beyond
+        return turned(q, oldest), sink_k.astype(q.dtype), sink_v.astype(q.dtype), beyond
 
     def _tokens(self, noisy, level, stride, conditions, recent):
         """Tokens `[b t s d]` (grid, noise, conditions, registers) and the modulation row of each frame."""

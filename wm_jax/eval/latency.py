@@ -19,6 +19,7 @@ import numpy as np
 import rich.progress
 import tyro
 
+from wm_jax.dynamics import ring_cache
 from wm_jax.eval.progress import progress
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, WorldState, load, load_prompts, rollout, start, step
@@ -54,6 +55,7 @@ class Latency:
       grown_mb: What the process grew by while the dream aged.
       old_not_finite: How many numbers of the old dream's state are infinite or not a number.
       old_largest_id: Largest frame id in the old dream's ring, the next frame's included: it stays small at every age.
+      id_bound: What no frame id of this world reaches.
     """
 
     fps: float
@@ -67,6 +69,7 @@ class Latency:
     grown_mb: float
     old_not_finite: int
     old_largest_id: int
+    id_bound: int
 
 
 def measure(world: World, params: Params, prompt: Prompt, frames: int, bar: rich.progress.Progress) -> Latency:
@@ -95,6 +98,7 @@ def measure(world: World, params: Params, prompt: Prompt, frames: int, bar: rich
         grown_mb=grown,
         old_not_finite=broken,
         old_largest_id=largest,
+        id_bound=ring_cache.largest_id(world.config.dynamics.window_frames),
     )
 
 
