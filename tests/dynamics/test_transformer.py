@@ -65,7 +65,7 @@ def one_by_one(config, model, embedder, latents, keys, level, poison=False):
 
     for t in range(FRAMES):
         now = slice(t, t + 1)
-        if t == 5:  # as if it had run for a period already, so that the ids are moved back on the way
+        if t == 7:  # as if it had run for a period already, so that the ids are moved back on the way
             cache = dataclasses.replace(
                 cache, next=cache.next + PERIOD,
                 frame=jnp.where(cache.frame == ring_cache.NEVER, ring_cache.NEVER, cache.frame + PERIOD),

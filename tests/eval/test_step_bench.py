@@ -51,7 +51,9 @@ def test_the_command_times_both_arms_and_writes_what_it_found(tmp_path, monkeypa
 def test_what_cannot_be_is_refused(tmp_path, monkeypatch, capsys) -> None:
     assert bench(monkeypatch, "--config", str(tmp_path / "none.py")) == 1
     assert "none.py" in capsys.readouterr().err
-    assert bench(monkeypatch, "--batches", "0") == 1 and "--batches" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench(monkeypatch, "--batches", "0")
+    assert "--batches are (0,), each must be at least 1" in capsys.readouterr().err
 
 
 def test_a_full_ring_is_what_a_long_session_has() -> None:
