@@ -91,8 +91,8 @@ def _forward(q, k, v, seen, interpret):
 
 
 def _backward(_interpret, kept, given):
-    *moving, seen = kept
-    _, pull = jax.vjp(lambda *moving: attend_site(*moving, seen), *moving)
+    q, k, v, seen = kept
+    _, pull = jax.vjp(lambda q, k, v: attend_site(q, k, v, seen), q, k, v)
     return *pull(given), None
 
 

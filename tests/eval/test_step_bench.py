@@ -62,7 +62,7 @@ def test_a_full_ring_is_what_a_long_session_has() -> None:
     for _ in range(2 * world.config.dynamics.window_frames + 1):
         played, _ = wm.step(world, params, played, wm.Controls(np.zeros((1, 4), bool)))
     ages = [np.sort(np.asarray(ring_cache.ages(state.cache))) for state in (played, full)]
-    np.testing.assert_array_equal(*ages)
+    np.testing.assert_array_equal(ages[0], ages[1])
 
 
 def test_using_takes_the_place_of_auto_and_of_nothing_else() -> None:

@@ -217,9 +217,9 @@ class Dynamics(nnx.Module):
     def _meet_in_space(self, q, k, v):
         """Attention inside each frame: to the op a clip of one frame, so that its kernels serve here too."""
         q, k = (rotate_grid(a, *self.cells, SPACE_BASE) for a in (q, k))
-        alone = (rearrange(a, "b t s n k -> (b t) 1 s n k") for a in (q, k, v))
+        alone_q, alone_k, alone_v = (rearrange(a, "b t s n k -> (b t) 1 s n k") for a in (q, k, v))
         segment = jnp.zeros((q.shape[0] * q.shape[1], 1), jnp.int32)
-        out = block_causal_attention(*alone, segment, window_frames=0, is_per_site=False)
+        out = block_causal_attention(alone_q, alone_k, alone_v, segment, window_frames=0, is_per_site=False)
         return out.reshape(q.shape)
 
     def _latents(self, tokens):

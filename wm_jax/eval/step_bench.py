@@ -124,9 +124,7 @@ def report(config: StepBenchConfig) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any], rate: float) -> str:
     """As a table for people."""
-    head = (
-        f"| batch | kernels, ms a frame | references, ms | times faster | largest difference | sessions at {rate:g} fps |"
-    )
+    head = f"| batch | kernels, ms a frame | references, ms | times faster | largest difference | sessions at {rate:g} fps |"
     lines = [head, "|---|---|---|---|---|---|"]
     for row in found["rows"]:
         cost = "" if row["per_session_hour"] is None else f" ({row['per_session_hour']:.4f} an hour each)"

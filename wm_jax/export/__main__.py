@@ -87,7 +87,11 @@ def compile_all(config: ExportConfig) -> int:
     for row in report(config.world, config.config, config.targets, config.programs, config.slots, config.timeout_s):
         print(f"{row.target:9} {row.program:8} {'ok' if row.error is None else 'NO'}", file=sys.stderr)
         rows.append(row)
-    rich.console.Console().print(rich.markdown.Markdown(markdown(rows)))
+    table = markdown(rows)
+    if sys.stdout.isatty():
+        rich.console.Console().print(rich.markdown.Markdown(table))
+    else:  # whole lines, for files
+        print(table)
     if config.json is not None:
         config.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
     return int(any(row.error is not None for row in rows))
