@@ -1,0 +1,141 @@
+"""What Oasis-500M is, as numbers; smaller ones are the same with other numbers."""
+
+import dataclasses
+
+ACTIONS = (
+    "inventory", "ESC",
+    *(f"hotbar.{i}" for i in range(1, 10)),
+    "forward", "back", "left", "right",
+    "cameraX", "cameraY",
+    "jump", "sneak", "sprint", "swapHands", "attack", "use", "pickItem", "drop",
+)  # fmt: skip
+"""The columns of an action: 0 or 1, the two of the camera in [-1, 1]."""
+
+
+def _check_heads(width: int, heads: int, parts: int, what: str) -> None:
+    if width % heads or (width // heads) % parts:
+        raise ValueError(f"{what}: width {width} over {heads} heads does not give heads of a multiple of {parts}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The diffusion transformer. Each of its layers is a half that sees its own frame and one that sees its own site.
+
+    Attributes:
+      depth: Layers.
+      width: Channels of a token.
+      heads: Attention heads of both halves.
+      hidden: Channels inside an MLP.
+      patch: Latent cells a side of a token.
+      channels: Of a latent.
+      actions: Columns of an action.
+      frequencies: Cosines and sines of the timestep together.
+      window_frames: How many past frames a frame may see: the published `max_frames` less the frame itself.
+      dtype: In which it is played.
+    """
+
+    depth: int = 16
+    width: int = 1024
+    heads: int = 16
+    hidden: int = 4096
+    patch: int = 2
+    channels: int = 16
+    actions: int = len(ACTIONS)
+    frequencies: int = 256
+    window_frames: int = 31
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        _check_heads(self.width, self.heads, 4, "transformer")
+        if self.window_frames < 1:
+            raise ValueError(f"window_frames is {self.window_frames}: a frame sees one past frame at least")
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """The autoencoder of single frames, one token a latent cell.
+
+    Attributes:
+      image: Height and width of a frame in pixels.
+      patch: Pixels a side of a latent cell.
+      width: Channels of a token.
+      heads: Attention heads.
+      hidden: Channels inside an MLP.
+      encoder_depth: Layers from pixels to latents.
+      decoder_depth: Layers back.
+      channels: Of a latent.
+      dtype: In which it is played.
+    """
+
+    image: tuple[int, int] = (360, 640)
+    patch: int = 20
+    width: int = 1024
+    heads: int = 16
+    hidden: int = 4096
+    encoder_depth: int = 6
+    decoder_depth: int = 12
+    channels: int = 16
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        _check_heads(self.width, self.heads, 8, "autoencoder")
+        if self.image[0] % self.patch or self.image[1] % self.patch:
+            raise ValueError(f"image {self.image} cannot be cut into patches of {self.patch} pixels")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Latent cells down and across."""
+        return self.image[0] // self.patch, self.image[1] // self.patch
+
+
+@dataclasses.dataclass(frozen=True)
+class OasisConfig:
+    """The whole world; the defaults are those of the released one.
+
+    Attributes:
+      name: For people and for messages.
+      fps: Frames a second at which it is played.
+      transformer: What happens next.
+      autoencoder: Pixels to latents and back.
+      latent_scale: The transformer's latents are the autoencoder's times this.
+      context_timestep: The noise that the past is labelled with, of `timesteps`; the past itself is clean.
+      timesteps: Of the diffusion that it was trained on.
+      steps: Denoising passes a frame, spread evenly over the timesteps (DDIM).
+      noise_limit: The noise that a frame starts from is clipped to this.
+    """
+
+    name: str = "oasis-500m"
+    fps: float = 20.0
+    transformer: TransformerConfig = TransformerConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    latent_scale: float = 0.07843137255
+    context_timestep: int = 14
+    timesteps: int = 1000
+    steps: int = 10
+    noise_limit: float = 20.0
+
+    def __post_init__(self):
+        grid, patch = self.autoencoder.grid, self.transformer.patch
+        if grid[0] % patch or grid[1] % patch:
+            raise ValueError(f"a latent grid of {grid} cannot be cut into patches of {patch}")
+        if self.transformer.channels != self.autoencoder.channels:
+            raise ValueError(
+                f"the transformer's latents have {self.transformer.channels} channels, the autoencoder's "
+                f"{self.autoencoder.channels}"
+            )
+        if not 1 <= self.steps <= self.timesteps:
+            raise ValueError(f"steps is {self.steps}: it must be 1 to {self.timesteps}")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return *self.autoencoder.grid, self.autoencoder.channels
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Tokens of the transformer down and across."""
+        patch = self.transformer.patch
+        return self.autoencoder.grid[0] // patch, self.autoencoder.grid[1] // patch

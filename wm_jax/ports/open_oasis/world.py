@@ -1,0 +1,71 @@
+"""OasisWorld: the static half of the published world, and its weights from the released files."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from wm_jax import checkpoint
+from wm_jax.ports.open_oasis import weights
+from wm_jax.ports.open_oasis.config import OasisConfig
+from wm_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class OasisWorld:
+    """Everything static: hashable, the same for all sessions, compared by its config."""
+
+    config: OasisConfig
+
+    def init(self, key: jax.Array) -> Params:
+        """Random weights of the published shapes, for tests and benchmarks; one compiled call."""
+        return _init(self.config, key)
+
+    def shapes(self) -> Params:
+        """The tree of weights as shapes, without making them."""
+        return weights.shapes(self.config)
+
+    def for_playing(self, params: Params) -> Params:
+        """The weights as playing reads them, each room's in the dtype it computes in."""
+        rooms = {"transformer": self.config.transformer.dtype, "autoencoder": self.config.autoencoder.dtype}
+        return {
+            room: jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(jnp.dtype(dtype)), params[room])
+            for room, dtype in rooms.items()
+        }
+
+
+def load(folder: str | Path, config: OasisConfig = OasisConfig()) -> tuple[OasisWorld, Params]:
+    """The world and its weights from a folder with `oasis500m.safetensors` and `vit-l-20.safetensors`, as released.
+
+    Raises:
+      CheckpointError: a file is missing or broken, or tensors are missing, extra or mis-shaped against the config; all
+        are named.
+    """
+    return OasisWorld(config), jax.device_put(weights.read(Path(folder), config))
+
+
+def geometry(folder: str | Path, config: OasisConfig = OasisConfig()) -> OasisConfig:
+    """`config` with all that the files in the folder tell of themselves, for models of other sizes than the released one.
+
+    Raises:
+      CheckpointError: a file is missing or broken, or has not even the tensors that tell.
+    """
+    return weights.geometry(Path(folder), config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(config: OasisConfig, key: jax.Array) -> Params:
+    # rbg: XLA compiles one threefry program a leaf for half a minute on a CPU.
+    words = jnp.resize(jax.random.key_data(key).reshape(-1), (4,))
+    flat = checkpoint.flatten_tree(weights.shapes(config))
+    keys = jax.random.split(jax.random.wrap_key_data(words, impl="rbg"), len(flat))
+
+    def draw(name, leaf, key):
+        scale = leaf.shape[-2] ** -0.5 if name.endswith("kernel") else 0.02
+        noise = jnp.float32(scale) * jax.random.normal(key, leaf.shape, jnp.float32)
+        return noise + 1.0 if name.endswith("gain") else noise
+
+    made = {name: draw(name, leaf, keys[i]) for i, (name, leaf) in enumerate(flat.items())}
+    return checkpoint.nest_tree(made)
