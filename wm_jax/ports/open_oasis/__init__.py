@@ -8,7 +8,7 @@ state, frame = open_oasis.step(world, params, state, actions)          # one fra
 state, frames = open_oasis.rollout(world, params, state, many_actions)  # t frames, one compiled scan
 """
 
-from wm_jax.ports.open_oasis.config import ACTIONS, AutoencoderConfig, OasisConfig, TransformerConfig
+from wm_jax.ports.open_oasis.config import ACTIONS, RELEASED, AutoencoderConfig, OasisConfig, TransformerConfig
 from wm_jax.ports.open_oasis.rollout import recompute, rollout
 from wm_jax.ports.open_oasis.state import OasisState, empty
 from wm_jax.ports.open_oasis.step import start, step
@@ -16,6 +16,7 @@ from wm_jax.ports.open_oasis.world import OasisWorld, geometry, load
 
 __all__ = [
     "ACTIONS",
+    "RELEASED",
     "AutoencoderConfig",
     "OasisConfig",
     "OasisState",

@@ -16,9 +16,7 @@ from wm_jax.types import Params
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
-def encode(
-    config: AutoencoderConfig, params: Params, pixels: Float[Array, "b t h w 3"]
-) -> Float[Array, "b t y x c"]:
+def encode(config: AutoencoderConfig, params: Params, pixels: Float[Array, "b t h w 3"]) -> Float[Array, "b t y x c"]:
     """The mean latents of frames in [-1, 1], as the autoencoder has them: not yet scaled for the transformer."""
     cells = space_to_depth(pixels.astype(jnp.dtype(config.dtype)), config.patch)
     x = layers.linear(params["embed"], cells.reshape(*cells.shape[:2], -1, cells.shape[-1]))
@@ -27,9 +25,7 @@ def encode(
     return mean.astype(jnp.float32).reshape(*cells.shape[:-1], -1)
 
 
-def decode(
-    config: AutoencoderConfig, params: Params, latents: Float[Array, "b t y x c"]
-) -> Float[Array, "b t h w 3"]:
+def decode(config: AutoencoderConfig, params: Params, latents: Float[Array, "b t y x c"]) -> Float[Array, "b t h w 3"]:
     """Frames in [-1, 1], not clipped, of latents as the autoencoder has them."""
     flat = latents.astype(jnp.dtype(config.dtype)).reshape(*latents.shape[:2], -1, latents.shape[-1])
     x = layers.linear(params["from_latent"], flat)

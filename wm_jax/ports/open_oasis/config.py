@@ -139,3 +139,7 @@ class OasisConfig:
         """Tokens of the transformer down and across."""
         patch = self.transformer.patch
         return self.autoencoder.grid[0] // patch, self.autoencoder.grid[1] // patch
+
+
+RELEASED = OasisConfig()
+"""Oasis-500M as it was released."""

@@ -64,17 +64,14 @@ def turn(x: Float[Array, "*b n k"], angle: Float[Array, "*#b a"]) -> Float[Array
 
 def grid_angles(height: int, width: int, rates: Float[np.ndarray, " a"]) -> Float[np.ndarray, "s 2a"]:
     """Of the tokens of one frame, row by row: first those of y, then those of x, both from -1 to 1."""
-    y, x = (np.linspace(-1, 1, count, dtype=np.float32)[:, None] * rates for count in (height, width))
+    y, x = (_spaced(-1.0, 1.0, count)[:, None] * rates for count in (height, width))
     both = [np.broadcast_to(y[:, None], (height, width, len(rates))), np.broadcast_to(x, (height, width, len(rates)))]
     return np.concatenate(both, axis=-1).reshape(height * width, -1)
 
 
 def pixel_rates(count: int, highest: float) -> Float[np.ndarray, " a"]:
-    """Rates over a grid from -1 to 1: half turns from one to `highest`, evenly spaced.
-
-    Rounded as published, in float32 throughout: they turn by hundreds of radians, where one unit in the last place shows.
-    """
-    return np.linspace(1.0, highest, count, dtype=np.float32) * np.float32(np.pi)
+    """Rates over a grid from -1 to 1: half turns from one to `highest`, evenly spaced."""
+    return _spaced(1.0, highest, count) * np.float32(np.pi)
 
 
 def frame_rates(head_size: int) -> Float[np.ndarray, " a"]:
@@ -95,3 +92,12 @@ def frame_angles(frame: Int[Array, "*b"], head_size: int) -> Float[Array, "*b a"
     table = (exact - 2 * np.pi * np.round(exact / (2 * np.pi))).astype(np.float32)
     digits = (frame[..., None] >> jnp.arange(FRAME_BITS, dtype=jnp.int32)) & 1
     return jnp.sum(digits.astype(jnp.float32)[..., None] * jnp.asarray(table), axis=-2)
+
+
+def _spaced(low: float, high: float, count: int) -> Float[np.ndarray, " n"]:
+    """Evenly spaced in float32, counted from the nearer end: the rounding of the published buffers, which turn by hundreds
+    of radians, so that one unit in the last place shows.
+    """
+    stride, index = np.float32(high - low) / np.float32(max(count - 1, 1)), np.arange(count, dtype=np.float32)
+    rising, falling = np.float32(low) + stride * index, np.float32(high) - stride * index[::-1]
+    return np.where(index < count // 2, rising, falling).astype(np.float32)

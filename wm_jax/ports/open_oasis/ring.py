@@ -36,9 +36,7 @@ def ages(ring: Ring, following: Int[Array, " b"]) -> Int[Array, "b r"]:
     return jnp.where(age <= following[:, None], age, 0)
 
 
-def write(
-    ring: Ring, keys: Any, values: Any, frame: Int[Array, " b"], is_written: Bool[Array, " b"]
-) -> Ring:
+def write(ring: Ring, keys: Any, values: Any, frame: Int[Array, " b"], is_written: Bool[Array, " b"]) -> Ring:
     """The ring with this frame `[l b s n k]`, its keys turned; rows that are not `is_written` keep every bit."""
     rows, slot = jnp.arange(frame.shape[0]), frame % ring.keys.shape[2]
     keep = is_written[None, :, None, None, None]

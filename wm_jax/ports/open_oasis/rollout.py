@@ -1,6 +1,7 @@
 """rollout: many steps under given actions, one compiled scan of the very same step; recompute: the published program."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from wm_jax.types import Params
 
 
 def rollout(
-    world: OasisWorld, params: Params, state: OasisState, actions: Float[Array, "b t a"]
+    world: OasisWorld, params: Params, state: OasisState, actions: Float[Any, "b t a"]
 ) -> tuple[OasisState, UInt8[Array, "b t h w 3"]]:
     """t frames under `actions`; equals t calls of `step`. The state is donated.
 
@@ -41,7 +42,7 @@ def recompute(
     world: OasisWorld,
     params: Params,
     latents: Float[Array, "b p y x c"],
-    actions: Float[Array, "b q a"],
+    actions: Float[Any, "b q a"],
     noise: Float[Array, "b t y x c"],
 ) -> Float[Array, "b t y x c"]:
     """The t latents after the prompt as the published program makes them: every pass recomputes the whole window.

@@ -22,7 +22,9 @@ def signal(timesteps: int) -> Float[np.ndarray, " t"]:
     return np.cumprod(1.0 - beta)
 
 
-def passes(timesteps: int, steps: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def passes(
+    timesteps: int, steps: int
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Of each denoising pass: the timestep that the frame is at, its share of signal, and the share to bring it to.
 
     The last pass lands on the clean frame.

@@ -21,7 +21,7 @@ def start(
     params: Params,
     prompt: Prompt,
     key: jax.Array,
-    actions: Float[Array, "b p a"] | None = None,
+    actions: Float[Any, "b p a"] | None = None,
 ) -> OasisState:
     """A state that has seen the prompt; `step` then gives the frame after it (the first one without a prompt).
 
@@ -45,7 +45,7 @@ def start_latents(
     params: Params,
     latents: Float[Array, "b p y x c"],
     key: jax.Array,
-    actions: Float[Array, "b p a"] | None = None,
+    actions: Float[Any, "b p a"] | None = None,
 ) -> OasisState:
     """`start` for frames that are latents already.
 
@@ -65,8 +65,8 @@ def step(
     world: OasisWorld,
     params: Params,
     state: OasisState,
-    actions: Float[Array, "b a"],
-    active: Bool[Array, " b"] | None = None,
+    actions: Float[Any, "b a"],
+    active: Bool[Any, " b"] | None = None,
 ) -> tuple[OasisState, UInt8[Array, "b h w 3"]]:
     """The next frame of every active session, in one compiled call on donated state.
 
@@ -103,8 +103,8 @@ def next_latent(
     world: OasisWorld,
     params: Params,
     state: OasisState,
-    actions: Float[Array, "b a"],
-    active: Bool[Array, " b"],
+    actions: Float[Any, "b a"],
+    active: Bool[Any, " b"],
     noise: Float[Array, "b y x c"],
 ) -> OasisState:
     """The core: commit the newest frame and denoise the next in one pass, then denoise on. Draws nothing."""
@@ -124,7 +124,11 @@ def next_latent(
         jnp.stack([is_pending, jnp.ones_like(is_pending)], axis=1),
     )
     past = ring.write(state.past, keys[:, :, 0], values[:, :, 0], newest, is_pending & active)
-    following, here, alone = newest + is_pending.astype(jnp.int32), newest[:, None] + 1, jnp.ones((len(newest), 1), bool)
+    following, here, alone = (
+        newest + is_pending.astype(jnp.int32),
+        newest[:, None] + 1,
+        jnp.ones((len(newest), 1), bool),
+    )
 
     def denoise_on(latent, i):
         rows = modulation.of(i + 1)

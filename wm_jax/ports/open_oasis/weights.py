@@ -61,8 +61,10 @@ def shapes(config: OasisConfig) -> Params:
     def shape(source):
         return jax.ShapeDtypeStruct(source.ours(), jnp.float32)
 
-    return {room: checkpoint.nest_tree({path: shape(source) for path, source in table.items()})
-            for room, table in sources(config).items()}  # fmt: skip
+    return {
+        room: checkpoint.nest_tree({path: shape(source) for path, source in table.items()})
+        for room, table in sources(config).items()
+    }
 
 
 def read(folder: Path, config: OasisConfig) -> Params:
@@ -72,14 +74,18 @@ def read(folder: Path, config: OasisConfig) -> Params:
       CheckpointError: a file is missing or broken; tensors are missing, extra or mis-shaped, all of both files named;
         rotary buffers that say other rates than the published ones.
     """
-    tables = sources(config)
+    tables, rates = sources(config), _rotary_rates(config)
     opened = {room: _open(folder / file) for room, file in FILES.items()}
-    expected = {room: {name: source.shape for source in table.values() for name in source.names()}
-                for room, table in tables.items()}  # fmt: skip
-    rates = _rotary_rates(config)
-    expected["transformer"] |= {name: rates[name].shape for name in rates if name in opened["transformer"].keys()}
-    checkpoint.check_tree(*(_by_file(tree) for tree in (expected, {r: _shapes(f) for r, f in opened.items()})), folder)
-    _check_rotary(opened["transformer"], rates, folder / FILES["transformer"])
+    found = {room: _shapes(file) for room, file in opened.items()}
+    expected = {
+        room: {name: source.shape for source in table.values() for name in source.names()}
+        for room, table in tables.items()
+    }
+    rotary = [name for name in rates if name in found["transformer"]]
+    expected["transformer"] |= {name: rates[name].shape for name in rotary}
+    checkpoint.check_tree(_by_file(expected), _by_file(found), folder)
+    given = {name: opened["transformer"].get_tensor(name) for name in rotary}
+    _check_rotary(given, rates, folder / FILES["transformer"])
     return {
         room: checkpoint.nest_tree({path: _stack(opened[room], source) for path, source in table.items()})
         for room, table in tables.items()
@@ -121,7 +127,9 @@ def geometry(folder: Path, config: OasisConfig) -> OasisConfig:
             channels=eye["post_quant_conv.weight"][1],
         )
     except KeyError as error:
-        raise CheckpointError(f"{folder}: no geometry can be read from these files, tensor {error} is missing") from error
+        raise CheckpointError(
+            f"{folder}: no geometry can be read from these files, tensor {error} is missing"
+        ) from error
     return dataclasses.replace(config, transformer=transformer, autoencoder=autoencoder)
 
 
@@ -200,13 +208,15 @@ def _open(path: Path) -> Any:
 
 
 def _shapes(opened: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    return {name: tuple(opened.get_slice(name).get_shape()) for name in sorted(opened.keys())}
 
 
 def _by_file(tree: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, dict[str, Any]]:
     """Shapes under the names of their files, so that one message can name all."""
-    return {FILES[room]: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in names.items()}
-            for room, names in tree.items()}  # fmt: skip
+    return {
+        FILES[room]: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in names.items()}
+        for room, names in tree.items()
+    }
 
 
 def _stack(opened: Any, source: Source) -> np.ndarray:
@@ -227,10 +237,11 @@ def _rotary_rates(config: OasisConfig) -> dict[str, np.ndarray]:
     return rates
 
 
-def _check_rotary(opened: Any, rates: Mapping[str, np.ndarray], path: Path) -> None:
-    given = {name: opened.get_tensor(name).astype(np.float32) for name in rates if name in opened.keys()}
-    wrong = [name for name, found in given.items() if not np.allclose(found, rates[name], rtol=RATES_ROUNDED_TO, atol=0)]
-    if wrong:
+def _check_rotary(given: Mapping[str, np.ndarray], rates: Mapping[str, np.ndarray], path: Path) -> None:
+    def is_published(name):
+        return np.allclose(given[name].astype(np.float32), rates[name], rtol=RATES_ROUNDED_TO, atol=0)
+
+    if wrong := [name for name in given if not is_published(name)]:
         raise CheckpointError(f"{path}: rotary buffers of other rates than the published ones: {', '.join(wrong)}")
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from wm_jax import checkpoint
 from wm_jax.ports.open_oasis import weights
-from wm_jax.ports.open_oasis.config import OasisConfig
+from wm_jax.ports.open_oasis.config import RELEASED, OasisConfig
 from wm_jax.types import Params
 
 
@@ -36,7 +36,7 @@ class OasisWorld:
         }
 
 
-def load(folder: str | Path, config: OasisConfig = OasisConfig()) -> tuple[OasisWorld, Params]:
+def load(folder: str | Path, config: OasisConfig = RELEASED) -> tuple[OasisWorld, Params]:
     """The world and its weights from a folder with `oasis500m.safetensors` and `vit-l-20.safetensors`, as released.
 
     Raises:
@@ -46,7 +46,7 @@ def load(folder: str | Path, config: OasisConfig = OasisConfig()) -> tuple[Oasis
     return OasisWorld(config), jax.device_put(weights.read(Path(folder), config))
 
 
-def geometry(folder: str | Path, config: OasisConfig = OasisConfig()) -> OasisConfig:
+def geometry(folder: str | Path, config: OasisConfig = RELEASED) -> OasisConfig:
     """`config` with all that the files in the folder tell of themselves, for models of other sizes than the released one.
 
     Raises:

@@ -1,0 +1,242 @@
+"""Laws of playing a published world: one step, one rollout, sessions that know nothing of each other, no horizon."""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wm_jax as wm
+from wm_jax.ports import open_oasis
+from wm_jax.ports.open_oasis import layers, ring
+from wm_jax.ports.open_oasis.step import encode, next_latent, start_latents
+from wm_jax.types import Params
+
+pytestmark = pytest.mark.oasis
+Small = tuple[open_oasis.OasisWorld, Params]
+BATCH, PROMPT, FRAMES = 3, 2, 6
+
+
+@pytest.fixture(scope="module")
+def prompt():
+    return wm.Prompt(frames=np.random.default_rng(0).integers(0, 256, (BATCH, PROMPT, 24, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def actions():
+    return np.random.default_rng(1).random((BATCH, FRAMES, 25), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def dream(small: Small, prompt, actions):
+    """The rollout that other answers are compared with."""
+    state = open_oasis.start(*small, prompt, jax.random.key(1))
+    state, frames = open_oasis.rollout(*small, state, actions)
+    return state, np.asarray(frames)
+
+
+def play(small: Small, state, actions, active=None):
+    frames = []
+    for t in range(actions.shape[1]):
+        state, frame = open_oasis.step(*small, state, actions[:, t], active)
+        frames.append(np.asarray(frame))
+    return state, np.stack(frames, axis=1)
+
+
+def leaves(state):
+    return jax.tree.leaves(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+
+
+def row(state, i):
+    """One session of a batch, as a list of its arrays."""
+    entries = [np.asarray(leaf)[:, i] for leaf in jax.tree.leaves(state.past)]
+    return [*entries, *(np.asarray(leaf)[i] for leaf in leaves(dataclasses.replace(state, past=None)))]
+
+
+def close(frames, others):
+    """Alike but for a pixel that rounds differently: another program orders its sums differently."""
+    return np.abs(np.asarray(frames).astype(int) - np.asarray(others).astype(int)).max() <= 1
+
+
+def test_stepping_equals_rollout(small: Small, prompt, actions, dream):
+    state, frames = play(small, open_oasis.start(*small, prompt, jax.random.key(1)), actions)
+    assert frames.shape == (BATCH, FRAMES, 24, 32, 3) and frames.dtype == np.uint8 and close(frames, dream[1])
+    for stepped, rolled in zip(leaves(state), leaves(dream[0]), strict=True):
+        np.testing.assert_allclose(np.asarray(stepped), np.asarray(rolled), atol=1e-4)
+
+
+def test_the_dream_moves_and_future_actions_cannot_change_its_past(small: Small, prompt, actions, dream):
+    other = actions.copy()
+    other[:, 3:] = 1 - other[:, 3:]
+    _, frames = open_oasis.rollout(*small, open_oasis.start(*small, prompt, jax.random.key(1)), other)
+    np.testing.assert_array_equal(np.asarray(frames)[:, :3], dream[1][:, :3])
+    assert np.all(np.any(np.asarray(frames)[:, 3] != dream[1][:, 3], axis=(1, 2, 3)))
+    assert np.all(np.any(dream[1][:, 1:] != dream[1][:, :-1], axis=(2, 3, 4)))
+
+
+def test_what_led_to_the_prompt_is_heard(small: Small, prompt, actions, dream):
+    known = np.ones((BATCH, PROMPT, 25), np.float32)
+    _, frames = open_oasis.rollout(*small, open_oasis.start(*small, prompt, jax.random.key(1), known), actions)
+    assert np.any(np.asarray(frames) != dream[1])
+    _, zeros = open_oasis.rollout(*small, open_oasis.start(*small, prompt, jax.random.key(1), 0 * known), actions)
+    np.testing.assert_array_equal(np.asarray(zeros), dream[1])
+
+
+def test_a_session_does_not_depend_on_its_neighbours(small: Small, prompt, actions, dream):
+    one, key = wm.Prompt(frames=prompt.frames[1:2]), jax.random.fold_in(jax.random.key(1), 1)[None]
+    _, alone = open_oasis.rollout(*small, open_oasis.start(*small, one, key), actions[1:2])
+    assert close(alone, dream[1][1:2])
+    changed = wm.Prompt(frames=np.concatenate([255 - prompt.frames[:1], prompt.frames[1:]]))
+    louder = np.concatenate([1 - actions[:1], actions[1:]])
+    _, frames = open_oasis.rollout(*small, open_oasis.start(*small, changed, jax.random.key(1)), louder)
+    np.testing.assert_array_equal(np.asarray(frames)[1:], dream[1][1:])
+    assert np.any(np.asarray(frames)[0] != dream[1][0])
+
+
+def test_an_idle_slot_keeps_its_state_and_goes_on_as_if_nothing_had_been(small: Small, prompt, actions, dream):
+    state, first = play(small, open_oasis.start(*small, prompt, jax.random.key(1)), actions[:, :2])
+    before = row(state, 2)
+    state, _ = play(small, state, actions[:, 2:5], active=np.asarray([True, True, False]))
+    for old, new in zip(before, row(state, 2), strict=True):
+        np.testing.assert_array_equal(old, new)
+    _, rest = play(small, state, actions[:, 2:])
+    assert close(np.concatenate([first, rest], axis=1)[2], dream[1][2])
+
+
+def test_a_prompt_of_pictures_is_their_latents(small: Small, prompt):
+    seen = open_oasis.start(*small, prompt, jax.random.key(1))
+    given = start_latents(*small, encode(*small, prompt.frames), jax.random.key(1))
+    for one, other in zip(leaves(seen), leaves(given), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    np.testing.assert_array_equal(seen.frame, [PROMPT] * BATCH)
+
+
+def test_a_world_starts_from_nothing_and_the_key_is_the_dream(small: Small, actions):
+    dreams = []
+    for seed in (3, 3, 4):
+        state = open_oasis.start(*small, wm.Prompt(), jax.random.key(seed))
+        state, frames = open_oasis.rollout(*small, state, actions[:1])
+        assert int(state.frame[0]) == FRAMES
+        dreams.append(np.asarray(frames))
+    np.testing.assert_array_equal(dreams[0], dreams[1])
+    assert np.any(dreams[0] != dreams[2])
+
+
+def test_rows_at_different_times_share_a_batch(small: Small, prompt, actions):
+    """One row waits for two frames; then all go on, each in its own entry of the ring, as they would have alone."""
+    state = open_oasis.start(*small, prompt, jax.random.key(1))
+    state, _ = play(small, state, actions[:, :2], active=np.asarray([True, False, True]))
+    np.testing.assert_array_equal(state.frame, [PROMPT + 2, PROMPT, PROMPT + 2])
+    _, late = play(small, state, actions[:, :3])
+    alone, key = wm.Prompt(frames=prompt.frames[1:2]), jax.random.fold_in(jax.random.key(1), 1)[None]
+    _, frames = play(small, open_oasis.start(*small, alone, key), actions[1:2, :3])
+    assert close(late[1:2], frames)
+
+
+def test_the_ring_forgets_the_oldest_frame_and_only_it(small: Small):
+    past, entries = ring.init(small[0].config, 1), small[0].config.transformer.window_frames
+    for frame in range(8):
+        assert sorted(np.asarray(ring.ages(past, jnp.asarray([frame])))[0]) == (
+            [0] * max(entries - frame, 0) + list(range(1, min(frame, entries) + 1))
+        )
+        new = jnp.full(past.keys[:, :, 0].shape, float(frame))
+        past = ring.write(past, new, -new, jnp.asarray([frame]), jnp.asarray([True]))
+        age = np.asarray(ring.ages(past, jnp.asarray([frame + 1])))[0]
+        held = np.asarray(past.keys)[0, 0, :, 0, 0, 0]
+        np.testing.assert_array_equal(held[age > 0], frame + 1 - age[age > 0])
+
+
+@pytest.mark.parametrize("frame", [31, 12_345, 20 * 3600 * 24 * 365 * 3])
+def test_the_angle_of_a_frame_is_exact_at_any_age(frame):
+    """Up to three years at 20 frames a second; one float32 product would be off by 0.001 after ten minutes."""
+    rates = layers.frame_rates(64).astype(np.float64)
+    found = np.asarray(layers.frame_angles(jnp.asarray(frame), 64), np.float64)
+    np.testing.assert_allclose(np.exp(1j * found), np.exp(1j * frame * rates), atol=1e-5)
+
+
+def test_a_session_of_years_dreams_like_a_young_one(small: Small, prompt, actions):
+    """The same memory with all ids a billion frames later: keys turned on, the next latents the same."""
+    later = 3 * 357_913_941
+    config, noise = small[0].config, jax.random.normal(jax.random.key(5), (2, BATCH, 6, 8, 16))
+    advance = jax.jit(next_latent, static_argnums=0)
+    young, _ = play(small, open_oasis.start(*small, prompt, jax.random.key(1)), actions[:, :3])
+    turned = layers.turn(young.past.keys, layers.frame_angles(jnp.asarray(later), config.transformer.head_size))
+    old = dataclasses.replace(young, past=dataclasses.replace(young.past, keys=turned), frame=young.frame + later)
+    for i in range(2):
+        young, old = (
+            advance(*small, state, jnp.asarray(actions[:, 3 + i]), jnp.ones((BATCH,), bool), noise[i])
+            for state in (young, old)
+        )
+        np.testing.assert_allclose(old.latent, young.latent, atol=1e-4, rtol=0)
+
+
+def test_a_session_never_grows(small: Small):
+    state = open_oasis.start(*small, wm.Prompt(), jax.random.key(3))
+    sizes = [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in leaves(state)]
+    state, frames = open_oasis.rollout(*small, state, np.zeros((1, 500, 25), np.float32))
+    assert [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in leaves(state)] == sizes
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves(state))
+    assert np.any(np.asarray(frames)[:, -1] != np.asarray(frames)[:, -2])
+
+
+def test_only_plain_stacked_arrays_cross_the_jit_boundary(small: Small, prompt):
+    state = open_oasis.start(*small, prompt, jax.random.key(1))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((state, small[1])))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(small[1]["transformer"]["blocks"])} == {2}
+    assert hash(small[0]) == hash(open_oasis.OasisWorld(small[0].config))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_for_playing_dream_the_same(small: Small, prompt, actions, dtype):
+    """To the bit: rounding them beforehand is rounding them where they are used."""
+    config = small[0].config
+    world = open_oasis.OasisWorld(
+        dataclasses.replace(
+            config,
+            transformer=dataclasses.replace(config.transformer, dtype=dtype),
+            autoencoder=dataclasses.replace(config.autoencoder, dtype=dtype),
+        )
+    )
+    state = start_latents(world, small[1], encode(world, small[1], prompt.frames), jax.random.key(1))
+    _, frames = open_oasis.step(world, small[1], state, actions[:, 0])
+    played = world.for_playing(small[1])
+    assert {leaf.dtype for leaf in jax.tree.leaves(played)} == {jnp.dtype(dtype)}
+    state = open_oasis.start(world, played, prompt, jax.random.key(1))
+    assert state.past.keys.dtype == jnp.dtype(dtype)
+    np.testing.assert_array_equal(open_oasis.step(world, played, state, actions[:, 0])[1], frames)
+
+
+def test_the_face_is_that_of_a_world_of_ours():
+    """The same verbs with the same arguments; only what a user does has another name, as it is another thing."""
+    for verb in ("empty", "start", "step", "rollout"):
+        ours = list(inspect.signature(getattr(wm, verb)).parameters)
+        theirs = list(inspect.signature(getattr(open_oasis, verb)).parameters)
+        assert [name.replace("actions", "controls") for name in theirs][: len(ours)] == ours, verb
+    assert {"config", "init", "shapes", "for_playing"} <= {*dir(open_oasis.OasisWorld), *vars(small_world())}
+    ours = {field.name for field in dataclasses.fields(wm.WorldState)}
+    assert {"latent", "frame", "key"} <= {field.name for field in dataclasses.fields(open_oasis.OasisState)} & ours
+
+
+def small_world():
+    return open_oasis.OasisWorld(open_oasis.RELEASED)
+
+
+def test_bad_input_is_refused_with_both_sides(small: Small, prompt):
+    state = open_oasis.start(*small, prompt, jax.random.key(1))
+    with pytest.raises(ValueError, match=r"actions are \(3, 7\), this state of world 'small' wants \(3, 25\)"):
+        open_oasis.step(*small, state, np.zeros((BATCH, 7), np.float32))
+    with pytest.raises(ValueError, match=r"actions are \(3, 25\), this state of world 'small' wants \(3, -1, 25\)"):
+        open_oasis.rollout(*small, state, np.zeros((BATCH, 25), np.float32))
+    with pytest.raises(ValueError, match=r"active is \(2,\), this state has 3 rows: it wants \(3,\)"):
+        open_oasis.step(*small, state, np.zeros((BATCH, 25), np.float32), np.ones(2, bool))
+    with pytest.raises(ValueError, match=r"uint8\[1, 2, 48, 32, 3\], world 'small' wants uint8\[b, p, 24, 32, 3\]"):
+        open_oasis.start(*small, wm.Prompt(frames=np.zeros((1, 2, 48, 32, 3), np.uint8)), jax.random.key(0))
+    with pytest.raises(ValueError, match="the prompt has 5 frames, world 'small' takes 1 to 4"):
+        open_oasis.start(*small, wm.Prompt(frames=np.zeros((1, 5, 24, 32, 3), np.uint8)), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"does not know controls: give start\(..., actions=...\)"):
+        held = wm.Controls(keys=np.zeros((BATCH, PROMPT, 4), bool))
+        open_oasis.start(*small, dataclasses.replace(prompt, controls=held), jax.random.key(0))
+    with pytest.raises(ValueError, match="there are 2 keys for 3 rows"):
+        open_oasis.start(*small, prompt, jax.random.split(jax.random.key(0), 2))
