@@ -29,7 +29,7 @@ def passes(
 
     The last pass lands on the clean frame.
     """
-    timestep = np.linspace(-1.0, timesteps - 1.0, steps + 1).astype(np.int32)[:0:-1]
+    timestep = (timesteps * np.arange(steps, 0, -1) // steps - 1).astype(np.int32)
     share = signal(timesteps)[timestep].astype(np.float32)
     return timestep, share, np.append(share[1:], np.float32(1.0))
 
