@@ -6,6 +6,7 @@ Times are seconds of the clock and seconds of all CPU cores together: on a busy 
 """
 
 import dataclasses
+import functools
 import resource
 import sys
 import time
@@ -67,15 +68,18 @@ def measure(world: OasisWorld, params: Params, batch: int, repeats: int, tell: C
     (state, _), spent = timed(first)
     tell("first frame", spent)
     steady, alone = [], []
-    products = jax.jit(lambda weights, x: matrix_products(world.config, weights, x))
-    draft = jnp.ones((batch, tokens(world), world.config.transformer.width), world.config.transformer.dtype)
-    timed(lambda: products(params, draft))
+    draft = drafts(world.config, batch)
+
+    def products():
+        return matrix_products(world.config.steps, params, draft)
+
+    timed(products)
     # The ring is full: its cost is that of its size, whatever lies in it.
     state = dataclasses.replace(state, frame=state.frame + world.config.transformer.window_frames)
     for _ in range(repeats):  # in turns, so that a busy machine hits both
         state, spent = _next(world, params, state, actions)
         steady.append(spent)
-        alone.append(timed(lambda: products(params, draft))[1])
+        alone.append(timed(products)[1])
     tell("steady frame, window full", median(steady))
     tell("its matrix products alone", median(alone))
     shown = jax.jit(decode, static_argnums=0)
@@ -83,43 +87,53 @@ def measure(world: OasisWorld, params: Params, batch: int, repeats: int, tell: C
     tell("its decode", median([timed(lambda: shown(world, params, state.latent[:, None]))[1] for _ in range(repeats)]))
 
 
-def matrix_products(config: OasisConfig, params: Params, x: Any) -> Any:
-    """All products with weights that one frame needs, and nothing between them: what no implementation can save.
+class Drafts(NamedTuple):
+    """What the matrix products are taken of; made outside the compiled call, so that none is a constant of it.
 
-    `x` are tokens `[b s d]`. Attention's own products are left out, so the bound is a little too low.
+    Attributes:
+      frame: Tokens of one frame of every session, `[b*s d]`.
+      rows: One a session, pass and committed frame, `[b*(n+1) d]`.
+      cells: Tokens of one picture of every session, `[b*y*x d]`.
     """
-    blocks, net = params["transformer"]["blocks"], config.transformer
+
+    frame: Any
+    rows: Any
+    cells: Any
+
+
+def drafts(config: OasisConfig, batch: int) -> Drafts:
+    """As many tokens and rows as a step has."""
+    net, eye = config.transformer, config.autoencoder
+    return Drafts(
+        jnp.ones((batch * config.cells[0] * config.cells[1], net.width), net.dtype),
+        jnp.ones((batch * (config.steps + 1), net.width), net.dtype),
+        jnp.ones((batch * eye.grid[0] * eye.grid[1], eye.width), eye.dtype),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def matrix_products(steps: int, params: Params, draft: Drafts) -> Any:
+    """All products with the weights of layers that one frame needs, next to nothing between them.
+
+    What attention multiplies is left out, so that this bound of every implementation is a little too low.
+    """
+    blocks = params["transformer"]["blocks"]
 
     def half(x, weights):
-        q, _, _ = jnp.split(x @ weights["qkv"]["kernel"], 3, axis=-1)
-        x = q @ weights["merge"]["kernel"]
+        q, k, v = jnp.split(x @ weights["qkv"]["kernel"], 3, axis=-1)
+        x = (q + k + v) @ weights["merge"]["kernel"]
         return x @ weights["mlp"]["hidden"]["kernel"] @ weights["mlp"]["out"]["kernel"]
 
     def one_pass(x):
-        def layer(x, weights):
-            return half(half(x, weights["space"]), weights["time"]), None
+        return lax.scan(lambda x, w: (half(half(x, w["space"]), w["time"]), None), x, blocks)[0]
 
-        return lax.scan(layer, x.reshape(-1, x.shape[-1]), blocks)[0]
-
-    def again(x, _):
-        return one_pass(x), None
-
-    def row(weights):
-        rows = jnp.ones((x.shape[0] * (config.steps + 1), net.width), net.dtype)
-        return (rows @ weights["kernel"]).sum()
-
-    both = one_pass(jnp.concatenate([x, x], axis=1))
-    last, _ = lax.scan(again, both[: x.shape[0] * x.shape[1]], None, length=config.steps - 1)
-    modulation = [lax.map(row, blocks[name]["modulation"]) for name in ("space", "time")]
-    cells = config.autoencoder.grid[0] * config.autoencoder.grid[1]
-    pixels = jnp.ones((x.shape[0] * cells, config.autoencoder.width), config.autoencoder.dtype)
-    pixels, _ = lax.scan(lambda y, weights: (half(y, weights), None), pixels, params["autoencoder"]["decoder"])
-    return last, modulation, pixels @ params["autoencoder"]["to_pixels"]["kernel"]
-
-
-def tokens(world: OasisWorld) -> int:
-    """Of one frame, in the transformer."""
-    return world.config.cells[0] * world.config.cells[1]
+    both = one_pass(jnp.concatenate([draft.frame, draft.frame]))
+    last, _ = lax.scan(lambda x, _: (one_pass(x), None), both[: len(draft.frame)], None, length=steps - 1)
+    modulation = [
+        lax.map(lambda w: jnp.sum(draft.rows @ w["kernel"]), blocks[name]["modulation"]) for name in ("space", "time")
+    ]
+    cells, _ = lax.scan(lambda x, w: (half(x, w), None), draft.cells, params["autoencoder"]["decoder"])
+    return last, modulation, cells @ params["autoencoder"]["to_pixels"]["kernel"]
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, Spent]:

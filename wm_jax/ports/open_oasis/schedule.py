@@ -13,7 +13,7 @@ START, END, LARGEST_BETA = -3.0, 3.0, 0.999
 def signal(timesteps: int) -> Float[np.ndarray, " t"]:
     """Share of the variance that is signal at each timestep: a sigmoid from `START` to `END`.
 
-    Source: Scalable Adaptive Computation for Iterative Generation, appendix B; each single step keeps 0.001 at least.
+    Source: Scalable Adaptive Computation for Iterative Generation (its sigmoid schedule); each single step keeps 0.001 at least.
     """
     time = np.linspace(0.0, 1.0, timesteps + 1)
     low, high = _sigmoid(START), _sigmoid(END)
@@ -37,7 +37,7 @@ def passes(
 def update(noisy: Float[Array, "*b"], v: Float[Array, "*b"], share: Float[Array, ""], to: Float[Array, ""]):
     """The frame at share `to` of signal, given the velocity seen at `share`.
 
-    Source: Denoising Diffusion Implicit Models, equation 12 with sigma 0; Progressive Distillation, appendix D (v).
+    Source: Denoising Diffusion Implicit Models, equation 12 with sigma 0; Progressive Distillation, section 4 (v).
     """
     clean = jnp.sqrt(share) * noisy - jnp.sqrt(1.0 - share) * v
     noise = jnp.sqrt(1.0 - share) * noisy + jnp.sqrt(share) * v

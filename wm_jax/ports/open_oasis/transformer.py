@@ -1,7 +1,7 @@
 """The diffusion transformer of Oasis: `denoise` on top of the ring to play, `denoise_window` over whole windows to compare.
 
 Both predict the velocity v. Source: Scalable Diffusion Models with Transformers, section 3.2 (adaLN-zero blocks);
-Progressive Distillation, appendix D (v).
+Progressive Distillation, section 4 (v).
 """
 
 import functools
