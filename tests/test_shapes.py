@@ -10,7 +10,7 @@ CHECKED = """
 import jaxtyping
 jaxtyping.install_import_hook(["wm_jax.types", "wm_jax.world", "wm_jax.dynamics", "wm_jax.nn", "wm_jax.autoencoder",
                                "wm_jax.conditioning", "wm_jax.samplers", "wm_jax.training.objectives",
-                               "pallas_kernels"], "beartype.beartype")
+                               "wm_jax.ports", "pallas_kernels"], "beartype.beartype")
 import jax, numpy as np, wm_jax as wm
 world, params = wm.tiny_world(0)
 height, width = world.config.image
@@ -44,6 +44,27 @@ for objective, batch in ((ShortcutForcing(bootstrap=0.5, bank=16), LatentClip(la
         return objective.loss(world, params, params, batch, jax.random.key(0), jax.numpy.asarray(0), carry)[0]
     assert np.isfinite(float(jax.jit(loss)(params, batch)))
 """
+PLAY_OASIS = """
+from wm_jax.ports import open_oasis as oasis
+config = oasis.OasisConfig(
+    transformer=oasis.TransformerConfig(depth=1, width=32, heads=2, hidden=32, window_frames=2, frequencies=8),
+    autoencoder=oasis.AutoencoderConfig((8, 16), 4, 32, 2, 32, encoder_depth=1, decoder_depth=1), steps=2)
+world = oasis.OasisWorld(config)
+params, actions = world.init(jax.random.key(0)), np.zeros((2, 3, 25), np.float32)
+prompt = wm.Prompt(frames=np.zeros((2, 3, 8, 16, 3), np.uint8))
+state = oasis.start(world, params, prompt, jax.random.key(0), actions)
+state, frame = oasis.step(world, params, state, actions[:, 0], np.array([True, False]))
+state, frames = oasis.rollout(world, params, state, actions)
+assert frame.shape == (2, 8, 16, 3) and frames.shape == (2, 3, 8, 16, 3)
+noise = jax.numpy.zeros((2, 2, 2, 4, 16))
+assert oasis.recompute(world, params, noise[:, :1], actions, noise).shape == noise.shape
+
+from wm_jax.ports.open_oasis import ring
+try:
+    ring.ages(state.past, state.action)
+except jaxtyping.TypeCheckError as error:
+    print("noticed" if "parameter 'following'" in str(error) else error)
+"""
 
 
 def run(code: str, root: Path) -> str:
@@ -55,6 +76,11 @@ def run(code: str, root: Path) -> str:
 
 def test_shapes_are_as_annotated_while_playing_and_a_wrong_one_is_noticed(root: Path) -> None:
     assert run(PLAY, root) == "noticed\n"
+
+
+@pytest.mark.oasis
+def test_shapes_are_as_annotated_while_oasis_plays_and_a_wrong_one_is_noticed(root: Path) -> None:
+    assert run(PLAY_OASIS, root) == "noticed\n"
 
 
 @pytest.mark.slow

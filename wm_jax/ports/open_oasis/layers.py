@@ -23,7 +23,7 @@ def linear(weights: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
-def mlp(weights: Params, x: Float[Array, "*b d"], activation: Callable[[Any], Any]) -> Float[Array, "*b d"]:
+def mlp(weights: Params, x: Float[Array, "*b d"], activation: Callable[[Any], Any]) -> Float[Array, "*b e"]:
     return linear(weights["out"], activation(linear(weights["hidden"], x)))
 
 
@@ -62,7 +62,7 @@ def turn(x: Float[Array, "*b n k"], angle: Float[Array, "*#b a"]) -> Float[Array
     return jnp.concatenate([turned, x[..., size:]], axis=-1)
 
 
-def grid_angles(height: int, width: int, rates: Float[np.ndarray, " a"]) -> Float[np.ndarray, "s 2a"]:
+def grid_angles(height: int, width: int, rates: Float[np.ndarray, " a"]) -> Float[np.ndarray, "s 2*a"]:
     """Of the tokens of one frame, row by row: first those of y, then those of x, both from -1 to 1."""
     y, x = (_spaced(-1.0, 1.0, count)[:, None] * rates for count in (height, width))
     both = [np.broadcast_to(y[:, None], (height, width, len(rates))), np.broadcast_to(x, (height, width, len(rates)))]

@@ -36,7 +36,7 @@ class Modulation:
 
     space: Float[Array, "l b f m"]
     time: Float[Array, "l b f m"]
-    head: Float[Array, "b f m"]
+    head: Float[Array, "b f e"]
 
     def of(self, frames: Any) -> "Modulation":
         """Of some of the frames: a slice, or a traced index whose frame stays an axis."""
@@ -51,8 +51,8 @@ def modulate(
     read once a frame and not once a pass.
     """
     dtype = jnp.dtype(config.transformer.dtype)
-    half = config.transformer.frequencies // 2
-    rates = np.exp(-np.log(10_000.0) * np.arange(half, dtype=np.float32) / half).astype(np.float32)
+    share = np.arange(0, config.transformer.frequencies, 2, dtype=np.float32) / config.transformer.frequencies
+    rates = np.exp(-np.log(10_000.0) * share).astype(np.float32)
     angle = timestep.astype(jnp.float32)[..., None] * jnp.asarray(rates)
     waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype)
     given = layers.mlp(params["timestep"], waves, jax.nn.silu) + layers.linear(params["action"], actions.astype(dtype))
@@ -85,12 +85,10 @@ def denoise(
 
     def meet(entries, q, k, v):
         q, k = layers.turn(q, angle), layers.turn(k, angle)
-        seen = cached_attention(
-            q, k, v, entries.keys, entries.values, age, is_seen, window_frames=net.window_frames, is_per_site=True
-        )
+        seen = cached_attention(q, k, v, *entries, age, is_seen, window_frames=net.window_frames, is_per_site=True)
         return seen, (k, v)
 
-    return _see(config, params, noisy, modulation, meet, past)
+    return _see(config, params, noisy, modulation, meet, (past.keys, past.values))
 
 
 def denoise_window(
@@ -116,7 +114,7 @@ def denoise_window(
     return _see(config, params, noisy, modulate(config, params, timestep, actions), meet, None)[0]
 
 
-def _see(config: OasisConfig, params: Params, noisy, modulation: Modulation, meet: Any, past: Ring | None):
+def _see(config: OasisConfig, params: Params, noisy, modulation: Modulation, meet: Any, past: Any):
     """Velocities, and what `meet` keeps of each time half, stacked."""
     net = config.transformer
     angle = layers.grid_angles(*config.cells, layers.pixel_rates(net.head_size // 4, HIGHEST_RATE))
