@@ -84,8 +84,10 @@ def denoise(
     age, angle = ring.ages(past, following), layers.frame_angles(frame, net.head_size)[:, :, None]
 
     def meet(entries, q, k, v):
-        q, k = layers.turn(q, angle), layers.turn(k, angle)
-        seen = cached_attention(q, k, v, *entries, age, is_seen, window_frames=net.window_frames, is_per_site=True)
+        (ring_k, ring_v), q, k = entries, layers.turn(q, angle), layers.turn(k, angle)
+        seen = cached_attention(
+            q, k, v, ring_k, ring_v, age, is_seen, window_frames=net.window_frames, is_per_site=True
+        )
         return seen, (k, v)
 
     return _see(config, params, noisy, modulation, meet, (past.keys, past.values))
