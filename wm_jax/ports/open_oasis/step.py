@@ -124,11 +124,8 @@ def next_latent(
         jnp.stack([is_pending, jnp.ones_like(is_pending)], axis=1),
     )
     past = ring.write(state.past, keys[:, :, 0], values[:, :, 0], newest, is_pending & active)
-    following, here, alone = (
-        newest + is_pending.astype(jnp.int32),
-        newest[:, None] + 1,
-        jnp.ones((len(newest), 1), bool),
-    )
+    following, here = newest + is_pending.astype(jnp.int32), newest[:, None] + 1
+    alone = jnp.ones((len(newest), 1), bool)
 
     def denoise_on(latent, i):
         rows = modulation.of(i + 1)
