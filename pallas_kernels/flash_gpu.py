@@ -22,6 +22,9 @@ from pallas_kernels.block_sizes import Sizes
 from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
 
 TILE = 64
+LOG2_E = 1.4426950408889634
+"""exp(x) is 2 ** (x * LOG2_E): a GPU has an instruction for powers of two, and the scale of the logits is folded into the factor."""
+FAST = plgpu.CompilerParams(approx_math=True)
 REGISTERS = {"worker": 240, "fetcher": 40}
 _TILED = plgpu.Layout.WGMMA
 _A_ROW, _A_COLUMN = _TILED.reduce(1), _TILED.reduce(0)
@@ -72,12 +75,12 @@ def _zeros(*shape: int, layout: Any) -> Any:
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
 
-def _real_only(logits: Any, part: Any, real: int) -> Any:
+def _real_only(products: Any, part: Any, real: int) -> Any:
     """Nothing of the tokens that pad a frame: those from `real` on, in the last of its parts."""
     if real % TILE == 0:
-        return logits
+        return products
     token = plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), 1, layout=_TILED) + part * TILE
-    return jnp.where(token < real, logits, NOTHING)
+    return jnp.where(token < real, products, NOTHING)
 
 
 def store(ref: Any, value: Any) -> None:
@@ -147,6 +150,7 @@ def _launch(
         grid_names=("row", "head", "frame", "block"),
         num_threads=workers + 1,
         thread_name="warpgroup",
+        compiler_params=FAST,
         **choice,
     )(*arrays)
 
@@ -167,6 +171,7 @@ def _part(step: Any, parts: int) -> Any:
 def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any) -> tuple[Any, Any]:
     (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // k.shape[3]
+    power = scale * LOG2_E
 
     def work(me, where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
         row, head, frame, block = where
@@ -177,10 +182,11 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
 
         def turn(step, carry):
             best, total, answer = carry
-            logits = _real_only(multiply(my_queries, keys.take(step).T) * scale, lax.rem(step, parts), real)
+            products = _real_only(multiply(my_queries, keys.take(step).T), lax.rem(step, parts), real)
             keys.give_back(step)
-            new = jnp.maximum(best, jnp.max(logits, axis=1))
-            keep, share = jnp.exp(best - new), jnp.exp(logits - spread(new, TILE))
+            new = jnp.maximum(best, jnp.max(products, axis=1))
+            keep = jnp.exp2((best - new) * power)
+            share = jnp.exp2(products * power - spread(new * power, TILE))
             store(my_weights, share)
             answer = answer * spread(keep, channels) + multiply(my_weights, values.take(step))
             values.give_back(step)
@@ -193,7 +199,7 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
         )
         best, total, answer = lax.fori_loop(0, count[row, frame] * parts, turn, start)
         some = jnp.where(total > 0.0, total, 1.0)
-        lse[row, frame, head, mine] = best + jnp.log(some)
+        lse[row, frame, head, mine] = best * scale + jnp.log(some)
         store(my_queries, answer / spread(some, channels))
         plgpu.copy_smem_to_gmem(my_queries, out.at[row, frame, mine, head])
         plgpu.wait_smem_to_gmem(0)
@@ -240,12 +246,12 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
         plgpu.barrier_wait(loaded.at[me])
         plgpu.copy_gmem_to_smem(d_out.at[row, frame, mine, head], my_answers, loaded.at[me])
         plgpu.barrier_wait(loaded.at[me])
-        sums = plgpu.load(lse.at[row, frame, head, mine], layout=_A_ROW, optimized=False)
+        sums = plgpu.load(lse.at[row, frame, head, mine], layout=_A_ROW, optimized=False) * LOG2_E
         means = plgpu.load(delta.at[row, frame, head, mine], layout=_A_ROW, optimized=False)
 
         def turn(step, gathered):
             tile = keys.take(step)
-            share = jnp.exp(multiply(my_queries, tile.T) * scale - spread(sums, TILE))
+            share = jnp.exp2(multiply(my_queries, tile.T) * (scale * LOG2_E) - spread(sums, TILE))
             error = share * (multiply(my_answers, values.take(step).T) - spread(means, TILE))
             values.give_back(step)
             store(my_errors, error)
@@ -329,10 +335,12 @@ def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> 
             of_keys, of_values = carry
             other, part, member = place(step, order, row, frame)
             head = group * shared + member
-            sums = plgpu.load(lse.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
+            sums = plgpu.load(lse.at[row, other, head, part], layout=_A_COLUMN, optimized=False) * LOG2_E
             means = plgpu.load(delta.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
             tile = queries.take(step)
-            share = jnp.exp(multiply(my_keys, tile.T) * scale - lax.broadcast_in_dim(sums, (TILE, TILE), (1,)))
+            share = jnp.exp2(
+                multiply(my_keys, tile.T) * (scale * LOG2_E) - lax.broadcast_in_dim(sums, (TILE, TILE), (1,))
+            )
             store(my_shares, share)
             given = answers.take(step)
             of_values = of_values + multiply(my_shares, given)
