@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+ROWS = "data"
+"""The axis of a mesh over which the first axis of every argument of an op, the rows, is spread."""
 Implementation = str
 """`auto` (the best one for the platform compiled for), `reference`, or the name of a platform: that one runs or raises."""
 
@@ -88,12 +90,34 @@ def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], 
             raise ValueError(f"{op}: implementation {implementation!r} was asked for, but {reason}")
         return _function(op, implementation, static)(*arguments)
     device = compiled_for()
+    if not _has_whole_rows(arguments[0].shape[0]):
+        return reference(*arguments)
     fitting = [p for p in PLATFORMS if p.takes(device) and _module(op, p.name)]
     if not fitting or _refusal(op, fitting[0].name, arguments, static):
         return reference(*arguments)
     # A program for this device may still be lowered for another platform, such as the host of an accelerator.
     kernel = {fitting[0].lowering: _function(op, fitting[0].name, static)}
-    return jax.lax.platform_dependent(*arguments, **kernel, default=reference)
+    return _over_rows(functools.partial(jax.lax.platform_dependent, **kernel, default=reference))(*arguments)
+
+
+def _row_devices() -> int:
+    """Over how many devices the rows of a batch are spread, as far as the mesh that is traced for says."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    is_spread = kinds.get(ROWS, jax.sharding.AxisType.Manual) != jax.sharding.AxisType.Manual
+    return mesh.shape[ROWS] if is_spread else 1
+
+
+def _has_whole_rows(rows: int) -> bool:
+    return rows % _row_devices() == 0
+
+
+def _over_rows(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same on a mesh: each device computes its own rows. XLA partitions what it knows; a kernel it would not split."""
+    if _row_devices() == 1:
+        return run
+    rows = jax.sharding.PartitionSpec(ROWS)
+    return jax.shard_map(run, in_specs=rows, out_specs=rows, axis_names={ROWS}, check_vma=False)
 
 
 def compiled_for() -> Any:
