@@ -73,8 +73,12 @@ def check_implementation(op: str, implementation: str) -> None:
         raise ValueError(f"{op} has no implementation {implementation!r}; it has {', '.join(known)}")
 
 
-def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], static: dict[str, Any]) -> Any:
+def choose(
+    op: str, implementation: Implementation, arguments: tuple[Any, ...], static: dict[str, Any], whole: tuple[int, ...] = ()
+) -> Any:
     """Runs the implementation that was asked for; `auto` decides by the platform compiled for, not by the host's.
+
+    The first axis of every argument is the rows of a batch, but of those at the places `whole`, which all rows share.
 
     Raises:
       ValueError: the kernel was asked for by name and cannot take these arguments.
@@ -97,7 +101,8 @@ def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], 
         return reference(*arguments)
     # A program for this device may still be lowered for another platform, such as the host of an accelerator.
     kernel = {fitting[0].lowering: _function(op, fitting[0].name, static)}
-    return _over_rows(functools.partial(jax.lax.platform_dependent, **kernel, default=reference))(*arguments)
+    run = functools.partial(jax.lax.platform_dependent, **kernel, default=reference)
+    return _over_rows(run, len(arguments), whole)(*arguments)
 
 
 def _row_devices() -> int:
@@ -112,12 +117,13 @@ def _has_whole_rows(rows: int) -> bool:
     return rows % _row_devices() == 0
 
 
-def _over_rows(run: Callable[..., Any]) -> Callable[..., Any]:
+def _over_rows(run: Callable[..., Any], arguments: int, whole: tuple[int, ...]) -> Callable[..., Any]:
     """The same on a mesh: each device computes its own rows. XLA partitions what it knows; a kernel it would not split."""
     if _row_devices() == 1:
         return run
-    rows = jax.sharding.PartitionSpec(ROWS)
-    return jax.shard_map(run, in_specs=rows, out_specs=rows, axis_names={ROWS}, check_vma=False)
+    rows, shared = jax.sharding.PartitionSpec(ROWS), jax.sharding.PartitionSpec()
+    specs = tuple(shared if i in whole else rows for i in range(arguments))
+    return jax.shard_map(run, in_specs=specs, out_specs=rows, axis_names={ROWS}, check_vma=False)
 
 
 def compiled_for() -> Any:
