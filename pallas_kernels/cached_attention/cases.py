@@ -1,7 +1,7 @@
 """Named shapes of cached_attention: what the tests check; the large ones are for compilers and benchmarks only."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,14 @@ class Case:
     is_block_seen: bool = True
     sinks: int = 0
     dtype: str = "float32"
+
+    moving: ClassVar[int] = 3
+    """So many of the first arguments have gradients."""
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """The op's arguments that are no arrays."""
+        return {"window_frames": self.window_frames, "is_per_site": False}
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         """Fresh random arrays: q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink."""
