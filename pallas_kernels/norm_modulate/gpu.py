@@ -15,9 +15,11 @@ from pallas_kernels.norm_modulate.one_pass import Kernels, Norm, backward_rows, 
 THREADS = 128
 """Of a warpgroup."""
 WIDEST = 2048
-"""Channels whose sums and values the registers of a warpgroup hold."""
+"""Channels that the gradient can work on without leaving the registers of a warpgroup."""
 WARPGROUPS = 8 * 132
 """So many and no core of an H100 waits for memory: eight for each."""
+SUMMED = 8
+"""The fewest tokens that share a sum, which is written in float32: of one alone it would be more than all the rest."""
 
 
 def refusal(x: Any, *_: Any, **__: Any) -> str | None:
@@ -42,9 +44,9 @@ def _kernels(sizes: Sizes) -> Kernels:
 class _Blocks:
     """Which tokens of a frame each warpgroup takes, and how its threads share the channels of one."""
 
-    def __init__(self, x: Any, sizes: Sizes):
+    def __init__(self, x: Any, sizes: Sizes, least: int):
         batch, frames, self.tokens, self.width = x.shape
-        most = max(min(sizes.rows, batch * frames * self.tokens // WARPGROUPS), 1)
+        most = min(max(batch * frames * self.tokens // WARPGROUPS, least), sizes.rows)
         self.rows = -(-self.tokens // -(-self.tokens // most))
         self.grid = (batch, frames, -(-self.tokens // self.rows))
         vector = max(size for size in (1, 2, 4) if self.width % (size * THREADS) == 0)
@@ -79,16 +81,15 @@ class _Blocks:
 
 
 def _forward(sizes: Sizes, norm: Norm, x: Any, shift: Any, scale: Any, joined: Any, interpret: Any) -> tuple[Any, ...]:
-    blocks = _Blocks(x, sizes)
+    blocks = _Blocks(x, sizes, least=1)
 
     def kernel(x, shift, scale, joined, results):
         here = blocks.place()[:2]
-        modulation = [blocks.load(rows.at[here]) for rows in (shift, scale)]
-        gate = [blocks.load(rows.at[here]) for rows in joined[1:]]
+        my_shift, my_scale, *gate = (blocks.load(rows.at[here]) for rows in (shift, scale, *joined[1:]))
 
         def turn(place, _):
-            branch = [blocks.load(tokens.at[place]) for tokens in joined[:1]]
-            values = forward_rows(norm, blocks.load(x.at[place]), *modulation, (*branch, *gate))
+            row, *branch = (blocks.load(tokens.at[place]) for tokens in (x, *joined[:1]))
+            values = forward_rows(norm, row, my_shift, my_scale, (*branch, *gate))
             for result, value in zip(results, values, strict=True):
                 result[place] = value
 
@@ -101,17 +102,17 @@ def _forward(sizes: Sizes, norm: Norm, x: Any, shift: Any, scale: Any, joined: A
 def _backward(
     sizes: Sizes, norm: Norm, stream: Any, scale: Any, d_h: Any, d_stream: Any, joined: Any, interpret: Any
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    blocks = _Blocks(stream, sizes)
+    blocks = _Blocks(stream, sizes, least=SUMMED)
     batch, frames, parts = blocks.grid
 
     def kernel(stream, scale, d_h, d_stream, joined, d_rows, sums):
         here = blocks.place()
-        my_scale = blocks.load(scale.at[here[:2]])
-        gate = [blocks.load(rows.at[here[:2]]) for rows in joined[1:]]
+        my_scale, *gate = (blocks.load(rows.at[here[:2]]) for rows in (scale, *joined[1:]))
 
         def turn(place, totals):
-            read = [blocks.load(tokens.at[place]) for tokens in (stream, d_h, d_stream, *joined[:1])]
-            values, added = backward_rows(norm, read[0], my_scale, read[1], read[2], (*read[3:], *gate))
+            tokens = (stream, d_h, d_stream, *joined[:1])
+            row, d_h_row, d_row, *branch = (blocks.load(ref.at[place]) for ref in tokens)
+            values, added = backward_rows(norm, row, my_scale, d_h_row, d_row, (*branch, *gate))
             for result, value in zip(d_rows, values, strict=True):
                 result[place] = value
             return tuple(total + rows for total, rows in zip(totals, added, strict=True))
