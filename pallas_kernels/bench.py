@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import platform
 import random
 import statistics
@@ -30,8 +31,10 @@ from pallas_kernels.block_causal_attention import reference as block_reference
 from pallas_kernels.cached_attention import cases as cached_cases
 from pallas_kernels.cached_attention import reference as cached_reference
 from pallas_kernels.implementation import PLATFORMS, compiled_for, load
+from pallas_kernels.norm_modulate import cases as norm_cases
+from pallas_kernels.norm_modulate import reference as norm_reference
 
-OPS = ("block_causal_attention", "cached_attention")
+OPS = ("block_causal_attention", "cached_attention", "norm_modulate")
 INPUTS = 4
 LEAST_S = 0.02
 """One timing covers as many calls as take this long, so that the host's part of a call is hidden behind the device's."""
@@ -56,7 +59,7 @@ class Work:
 
     Attributes:
       arms: Name -> function of the arguments.
-      flops: Operations on pairs of tokens that see each other.
+      flops: Operations of its products; of attention, on pairs of tokens that see each other.
       bytes: Every input read and every output written once.
       skipped: Name -> why an arm is not here.
     """
@@ -161,7 +164,7 @@ def _best(function: Callable[..., Any], argument: Any) -> float:
 def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: bool) -> Work:
     """Training's attention: the clip to itself."""
     b, t, s, n, g, k = case.shape
-    static = {"window_frames": case.window_frames, "is_per_site": False, "drafts": case.drafts}
+    static = case.static
     segment = case.arguments()[3]
     mask = np.asarray(block_reference.frame_mask(jnp.asarray(segment), case.window_frames, case.drafts))
     arms: dict[str, Any] = {
@@ -180,8 +183,7 @@ def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: boo
     item = jnp.dtype(case.dtype).itemsize
     flops, size = 4.0 * mask.sum() * s * s * n * k, item * b * t * s * k * (2 * n + 2 * g)
     if with_gradient:
-        cotangent = jnp.asarray(np.random.default_rng(1).standard_normal((b, t, s, n, k)), jnp.float32)
-        arms = {arm: _with_gradient(function, cotangent) for arm, function in arms.items()}
+        arms = {arm: _with_gradient(function, case) for arm, function in arms.items()}
         flops, size = 3.5 * flops, 3 * size
     return Work(
         "block_causal_attention", name, "fwd+bwd" if with_gradient else "fwd", case.dtype, case.shape,
@@ -192,7 +194,7 @@ def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: boo
 def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     """Playing's attention: the frame in flight to the ring."""
     b, f, _, s, n, g, k = case.shape
-    static = {"window_frames": case.window_frames, "is_per_site": case.is_per_site}
+    static = case.static
     arms: dict[str, Any] = {
         "reference": functools.partial(cached_reference.cached_attention, **static),
         **_our_arms("cached_attention", case.arguments(), static, tiny),
@@ -213,6 +215,23 @@ def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     return Work(
         "cached_attention", name, "fwd", case.dtype, case.shape, functools.partial(_cast_arguments, case), arms,
         4.0 * seen * s * meets * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
+    )  # fmt: skip
+
+
+def norm_work(name: str, case: norm_cases.Case, with_gradient: bool, tiny: bool) -> Work:
+    """Between two sub-blocks: one reads the stream and the branch and writes the stream and its norm, each once."""
+    arms: dict[str, Any] = {
+        "reference": functools.partial(norm_reference.norm_modulate, **case.static),
+        **_our_arms("norm_modulate", case.arguments(), case.static, tiny),
+    }
+    arrays = 4 if case.has_branch else 2
+    if with_gradient:
+        arms = {arm: _with_gradient(function, case) for arm, function in arms.items()}
+        arrays += 6 if case.has_branch else 4
+    size = jnp.dtype(case.dtype).itemsize * math.prod(case.shape)
+    return Work(
+        "norm_modulate", name, "fwd+bwd" if with_gradient else "fwd", case.dtype, case.shape,
+        functools.partial(_cast_arguments, case), arms, 0.0, arrays * size, {},
     )  # fmt: skip
 
 
@@ -271,10 +290,14 @@ def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, atten
     return attend(q, keys, values, mask=mask)
 
 
-def _with_gradient(function: Callable[..., Any], cotangent: Any) -> Callable[..., Any]:
-    def both(q, k, v, *rest):
-        out, pull = jax.vjp(lambda q, k, v: function(q, k, v, *rest), q, k, v)
-        return out, pull(cotangent.astype(out.dtype))
+def _with_gradient(function: Callable[..., Any], case: Any) -> Callable[..., Any]:
+    shape = case.shapes()[0].shape  # of every output
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+
+    def both(*arguments):
+        moving, rest = arguments[: case.moving], arguments[case.moving :]
+        out, pull = jax.vjp(lambda *moving: function(*moving, *rest), *moving)
+        return out, pull(jax.tree.map(lambda a: cotangent.astype(a.dtype), out))
 
     return both
 
@@ -296,14 +319,17 @@ def _drop_cudnn(arms: dict[str, Any], skipped: dict[str, str]) -> None:
 
 def works(ops: tuple[str, ...], tiny: bool) -> list[Work]:
     """All there is to measure; tiny: the smallest case of each op that every kernel takes."""
-    blocks, cacheds = block_cases.LARGE, cached_cases.LARGE
+    blocks, cacheds, norms = block_cases.LARGE, cached_cases.LARGE, norm_cases.LARGE
     if tiny:
-        blocks, cacheds = ({"bfloat16": cases.SMALL["bfloat16"]} for cases in (block_cases, cached_cases))
+        every = (block_cases, cached_cases, norm_cases)
+        blocks, cacheds, norms = ({"bfloat16": cases.SMALL["bfloat16"]} for cases in every)
     chosen: list[Work] = []
     if "block_causal_attention" in ops:
         chosen += [block_work(*item, gradient, tiny) for item in blocks.items() for gradient in (False, True)]
     if "cached_attention" in ops:
         chosen += [cached_work(*item, tiny) for item in cacheds.items()]
+    if "norm_modulate" in ops:
+        chosen += [norm_work(*item, gradient, tiny) for item in norms.items() for gradient in (False, True)]
     return chosen
 
 

@@ -13,10 +13,10 @@ FOLDER = Path(__file__).parent
 
 
 class Sizes(NamedTuple):
-    """How a flash kernel is cut.
+    """How a kernel is cut.
 
     Attributes:
-      rows: TPU: the most queries in a block, a multiple of 128.
+      rows: The most rows in a block. TPU attention: queries, a multiple of 128; norm_modulate: tokens.
       workers: GPU: the most warpgroups that compute in one block, 64 queries each.
       stages: GPU: how many tiles of keys may be on their way.
     """
@@ -25,6 +25,10 @@ class Sizes(NamedTuple):
     workers: int = 2
     stages: int = 2
 
+
+LEFT_TO_XLA = ("norm_modulate",)
+"""Ops that XLA fuses well by itself: `auto` takes their kernels only on kinds of device that their tuned.json names, and
+`tune` writes a kind there only if the kernel was faster on it."""
 
 _tried: list[Sizes] = []
 
@@ -35,6 +39,11 @@ def sizes_of(op: str) -> Sizes:
         return _tried[-1]
     found = read(op).get(compiled_for().device_kind, {})
     return Sizes(**found)
+
+
+def is_left_to_xla(op: str) -> bool:
+    """Whether nothing says that the op's kernel is faster than XLA's on the device that is compiled for."""
+    return op in LEFT_TO_XLA and compiled_for().device_kind not in read(op)
 
 
 @contextlib.contextmanager

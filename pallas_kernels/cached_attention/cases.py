@@ -1,7 +1,7 @@
 """Named shapes of cached_attention: what the tests check; the large ones are for compilers and benchmarks only."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,14 @@ class Case:
     sinks: int = 0
     is_per_site: bool = False
     dtype: str = "float32"
+
+    moving: ClassVar[int] = 3
+    """So many of the first arguments have gradients."""
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """The op's arguments that are no arrays."""
+        return {"window_frames": self.window_frames, "is_per_site": self.is_per_site}
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         """Fresh random arrays: q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink."""

@@ -16,19 +16,24 @@ from jax.experimental.pallas import mosaic_gpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from pallas_kernels import block_causal_attention, cached_attention
+from pallas_kernels import block_causal_attention, cached_attention, norm_modulate
 from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.block_causal_attention import gpu as block_gpu
 from pallas_kernels.block_causal_attention import reference as block_reference
 from pallas_kernels.block_causal_attention import tpu as block_tpu
+from pallas_kernels.block_sizes import Sizes, trying
 from pallas_kernels.cached_attention import cases as cached_cases
 from pallas_kernels.cached_attention import gpu as cached_gpu
 from pallas_kernels.cached_attention import reference as cached_reference
 from pallas_kernels.cached_attention import tpu as cached_tpu
+from pallas_kernels.norm_modulate import cases as norm_cases
+from pallas_kernels.norm_modulate import gpu as norm_gpu
+from pallas_kernels.norm_modulate import reference as norm_reference
+from pallas_kernels.norm_modulate import tpu as norm_tpu
 
-PLATFORMS = {"tpu": (block_tpu, cached_tpu)}
+PLATFORMS = {"tpu": (block_tpu, cached_tpu, norm_tpu)}
 if hasattr(mosaic_gpu, "InterpretGPUParams"):  # since JAX 0.11
-    PLATFORMS["gpu"] = (block_gpu, cached_gpu)
+    PLATFORMS["gpu"] = (block_gpu, cached_gpu, norm_gpu)
 A_TPU = AbstractMesh((1,), ("_",), (AxisType.Explicit,), abstract_device=AbstractDevice("TPU v6 lite", 1, "tpu"))
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
 
@@ -44,7 +49,7 @@ def cast(arguments, dtype):
 
 
 def compare(kernel, reference, arguments, dtype, capfd):
-    """Forward, and the gradient in every floating argument under a random cotangent."""
+    """All results, and the gradient in every floating argument under random cotangents."""
     leaves, tree = jax.tree.flatten(arguments)
     leaves = [jnp.asarray(leaf) for leaf in cast(leaves, dtype)]
     floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -53,14 +58,15 @@ def compare(kernel, reference, arguments, dtype, capfd):
         whole = list(leaves)
         for i, leaf in zip(floats, moving, strict=True):
             whole[i] = leaf
-        return op(*jax.tree.unflatten(tree, whole)).astype(jnp.float32)
+        return jax.tree.map(lambda a: a.astype(jnp.float32), op(*jax.tree.unflatten(tree, whole)))
 
     def both(op):
         out, pull = jax.vjp(functools.partial(run, op), *(leaves[i] for i in floats))
-        return out, pull(jnp.asarray(np.random.default_rng(9).standard_normal(out.shape), jnp.float32))
+        rng = np.random.default_rng(9)
+        given = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), jnp.float32), out)
+        return [*jax.tree.leaves(out), *pull(given)]
 
-    (found, found_gradients), (right, right_gradients) = both(kernel), both(reference)
-    for mine, theirs in zip((found, *found_gradients), (right, *right_gradients), strict=True):
+    for mine, theirs in zip(both(kernel), both(reference), strict=True):
         mine, theirs = np.asarray(mine, np.float32), np.asarray(theirs, np.float32)
         assert np.abs(theirs).max() > 0.0
         np.testing.assert_allclose(mine, theirs, atol=TOLERANCE[dtype] * max(1.0, np.abs(theirs).max()), rtol=0)
@@ -111,6 +117,22 @@ def test_cached_attention(platform, name, capfd):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", norm_cases.SMALL)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_norm_modulate(platform, name, capfd, monkeypatch):
+    case = norm_cases.SMALL[name]
+    if platform == "gpu":  # the threads of a warpgroup share the channels evenly
+        *lead, width = case.shape
+        case = dataclasses.replace(case, shape=(*lead, -(-width // norm_gpu.THREADS) * norm_gpu.THREADS))
+    monkeypatch.setattr(norm_gpu, "WARPGROUPS", 5)  # so few that each has several tokens, and the last one fewer
+    with trying(Sizes(rows=16)):
+        compare(
+            functools.partial(PLATFORMS[platform][2].norm_modulate, interpret=strict(platform), **case.static),
+            functools.partial(norm_reference.norm_modulate, **case.static),
+            case.arguments(), case.dtype, capfd,
+        )  # fmt: skip
+
+
 def test_auto_on_this_machine_is_the_reference_and_a_tpu_gets_the_kernel():
     case = block_cases.SMALL["plain"]
     q, k, v, segment, *_ = case.arguments()
@@ -130,3 +152,10 @@ def test_the_kernel_asked_for_by_name_refuses_what_it_cannot_do():
     ring = cached_cases.SMALL["one frame"].arguments()
     with pytest.raises(ValueError, match="'tpu' was asked for, but it attends whole frames"):
         cached_attention(*ring, window_frames=3, is_per_site=True, implementation="tpu")
+    x, shift, scale, *_ = norm_cases.Case((1, 1, 4, 96), modulated=(1, 1)).arguments()
+    with pytest.raises(
+        ValueError, match="'gpu' was asked for, but tokens have 96 channels, it needs a multiple of 128"
+    ):
+        norm_modulate(x, shift, scale, implementation="gpu")
+    with pytest.raises(ValueError, match="'tpu' was asked for, but the stream is float16"):
+        norm_modulate(*(a.astype(np.float16) for a in (x, shift, scale)), implementation="tpu")
