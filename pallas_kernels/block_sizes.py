@@ -16,7 +16,7 @@ class Sizes(NamedTuple):
     """How a flash kernel is cut.
 
     Attributes:
-      rows: TPU: the most queries in a block, a multiple of 128.
+      rows: TPU: the most queries (rows of x) in a block, a multiple of 128.
       workers: GPU: the most warpgroups that compute in one block, 64 queries each.
       stages: GPU: how many tiles of keys may be on their way.
     """
@@ -35,6 +35,11 @@ def sizes_of(op: str) -> Sizes:
         return _tried[-1]
     found = read(op).get(compiled_for().device_kind, {})
     return Sizes(**found)
+
+
+def is_measured(op: str) -> bool:
+    """Whether the op has sizes for the kind of device that is compiled for, found there or being tried."""
+    return bool(_tried) or compiled_for().device_kind in read(op)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Random keys cross as plain numbers: a compiled call with typed keys takes JAX's 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from jax import lax
 
 import pallas_kernels
 from pallas_kernels.block_causal_attention import cases as block_cases
+from pallas_kernels.block_sizes import Sizes, trying
 from pallas_kernels.cached_attention import cases as cached_cases
+from pallas_kernels.quantized_matmul import cases as quantized_cases
 from wm_jax.types import Controls, Prompt
 from wm_jax.world import World, empty, start, step
 from wm_jax.world.state import WorldState, put
@@ -109,23 +112,34 @@ def rollout_program(world: World, slots: int, frames: int) -> Program:
     return Program("rollout", jax.jit(rollout, donate_argnums=1), inputs)
 
 
-KERNELS = {"block_causal_attention": block_cases, "cached_attention": cached_cases}
+def _attend(op: str, case: Any, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    """With its gradient."""
+    q, k, v, *rest = arguments
+    attention = functools.partial(getattr(pallas_kernels, op), window_frames=case.window_frames, is_per_site=False)
+    out, pull = jax.vjp(lambda *moving: attention(*moving, *rest), q, k, v)
+    return out, pull(out)
+
+
+def _multiply(op: str, _case: Any, arguments: tuple[Any, ...]) -> Any:
+    with trying(Sizes()):  # `auto` leaves this kernel alone until a device has measured it
+        return getattr(pallas_kernels, op)(*arguments)
+
+
+KERNELS = {
+    "block_causal_attention": (block_cases, _attend),
+    "cached_attention": (cached_cases, _attend),
+    "quantized_matmul": (quantized_cases, _multiply),
+}
 
 
 def kernel_program(op: str) -> Program:
-    """All large cases of an op of `pallas_kernels` at once, each with its gradient."""
-    cases = list(KERNELS[op].LARGE.values())
-    statics = [{"window_frames": case.window_frames, "is_per_site": False} for case in cases]
+    """All large cases of an op of `pallas_kernels` at once, by its kernel where the target has one that takes them."""
+    cases, call = KERNELS[op]
 
     def run(*arguments):
-        def one(given, static):
-            q, k, v, *rest = given
-            out, pull = jax.vjp(lambda *moving: getattr(pallas_kernels, op)(*moving, *rest, **static), q, k, v)
-            return out, pull(out)
+        return [call(op, case, given) for case, given in zip(cases.LARGE.values(), arguments, strict=True)]
 
-        return [one(given, static) for given, static in zip(arguments, statics, strict=True)]
-
-    return Program(op, jax.jit(run), tuple(case.shapes() for case in cases))
+    return Program(op, jax.jit(run), tuple(case.shapes() for case in cases.LARGE.values()))
 
 
 def noise_shapes(world: World, slots: int) -> Noise:

@@ -11,7 +11,7 @@ from typing import Any
 
 from wm_jax.export.targets import TARGETS
 
-PROGRAMS = ("start", "step", "rollout", "train", "block_causal_attention", "cached_attention")
+PROGRAMS = ("start", "step", "rollout", "train", "block_causal_attention", "cached_attention", "quantized_matmul")
 ROLLOUT_FRAMES = 8
 
 
