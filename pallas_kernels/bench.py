@@ -1,9 +1,9 @@
 """How fast are the kernels here? python -m pallas_kernels.bench --all --json out.json
 
-Each case of each op against the reference (XLA), JAX's own attention, and tokamax where it is installed. The arms take
-turns on fresh random inputs; each number is a median; beside it stands the arm's largest error, and what the device's own
-copy bandwidth and product rate, measured in the same run, would allow (roofline). Without an accelerator the kernels run
-in the interpreter at a tiny size: that shows that the script works, its times mean nothing.
+Each case of each op against the reference (XLA), JAX's own attention or bfloat16 product, and tokamax or qwix where they are
+installed. The arms take turns on fresh random inputs; each number is a median; beside it stands the arm's largest error, and
+what the device's own copy bandwidth and product rate, measured in the same run, would allow (roofline). Without an
+accelerator the kernels run in the interpreter at a tiny size: that shows that the script works, its times mean nothing.
 """
 
 import argparse
@@ -30,11 +30,13 @@ from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.block_causal_attention import reference as block_reference
 from pallas_kernels.cached_attention import cases as cached_cases
 from pallas_kernels.cached_attention import reference as cached_reference
-from pallas_kernels.implementation import PLATFORMS, compiled_for, load
+from pallas_kernels.implementation import PLATFORMS, compiled_for, load, platforms, refusal
 from pallas_kernels.norm_modulate import cases as norm_cases
 from pallas_kernels.norm_modulate import reference as norm_reference
+from pallas_kernels.quantized_matmul import cases as quantized_cases
+from pallas_kernels.quantized_matmul import reference as quantized_reference
 
-OPS = ("block_causal_attention", "cached_attention", "norm_modulate")
+OPS = ("block_causal_attention", "cached_attention", "norm_modulate", "quantized_matmul")
 INPUTS = 4
 LEAST_S = 0.02
 """One timing covers as many calls as take this long, so that the host's part of a call is hidden behind the device's."""
@@ -46,7 +48,7 @@ class Ceilings:
 
     Attributes:
       bandwidth: Bytes a second of a copy, read and written.
-      rate: Floating-point operations a second of a square product.
+      rate: Floating-point operations a second of a square product of bfloat16; products of 8 bits may pass it.
     """
 
     bandwidth: float
@@ -133,7 +135,9 @@ def _seconds(function: Callable[..., Any], inputs: list[Any], calls: int) -> flo
 
 
 def _in_float32(leaf: Any) -> Any:
-    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    """All that is rounded on the way; numbers of 8 bits are what they are."""
+    is_rounded = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize > 1
+    return leaf.astype(jnp.float32) if is_rounded else leaf
 
 
 def _error(found: Any, right: Any) -> float:
@@ -167,18 +171,16 @@ def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: boo
     static = case.static
     segment = case.arguments()[3]
     mask = np.asarray(block_reference.frame_mask(jnp.asarray(segment), case.window_frames, case.drafts))
-    arms: dict[str, Any] = {
-        "reference": functools.partial(block_reference.block_causal_attention, **static),
-        **_our_arms("block_causal_attention", case.arguments(), static, tiny),
-    }
+    arms: dict[str, Any] = {"reference": functools.partial(block_reference.block_causal_attention, **static)}
     skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "block_causal_attention", case.shapes(), static, tiny)
     dense = jnp.asarray(np.kron(mask, np.ones((s, s), bool)))[:, None]
     for other in ("xla", "cudnn"):
         arms[f"jax.nn {other}, dense mask"] = functools.partial(_jax_attention, implementation=other, mask=dense)
     arms["jax.nn cudnn, token window (another mask)"] = functools.partial(
         _jax_attention, implementation="cudnn", is_causal=True, local_window_size=((case.window_frames + 1) * s - 1, 0)
     )
-    _add_tokamax(arms, skipped, functools.partial(_tokamax_attention, mask=dense))
+    _add_installed(arms, skipped, "tokamax", ", dense mask", functools.partial(_tokamax_attention, mask=dense))
     _drop_cudnn(arms, skipped)
     item = jnp.dtype(case.dtype).itemsize
     flops, size = 4.0 * mask.sum() * s * s * n * k, item * b * t * s * k * (2 * n + 2 * g)
@@ -195,17 +197,16 @@ def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     """Playing's attention: the frame in flight to the ring."""
     b, f, _, s, n, g, k = case.shape
     static = case.static
-    arms: dict[str, Any] = {
-        "reference": functools.partial(cached_reference.cached_attention, **static),
-        **_our_arms("cached_attention", case.arguments(), static, tiny),
-    }
+    arms: dict[str, Any] = {"reference": functools.partial(cached_reference.cached_attention, **static)}
     skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "cached_attention", case.shapes(), static, tiny)
     jax_cached = functools.partial(_jax_cached, window=case.window_frames, is_per_site=case.is_per_site)
     for other in ("xla", "cudnn"):
         arms[f"jax.nn {other}, dense mask"] = functools.partial(
             jax_cached, attend=functools.partial(_jax_attention, implementation=other)
         )
-    _add_tokamax(arms, skipped, functools.partial(jax_cached, attend=_tokamax_attention))
+    tokamax = functools.partial(jax_cached, attend=_tokamax_attention)
+    _add_installed(arms, skipped, "tokamax", ", dense mask", tokamax)
     _drop_cudnn(arms, skipped)
     ages = case.arguments()[5]
     seen = int(
@@ -220,10 +221,9 @@ def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
 
 def norm_work(name: str, case: norm_cases.Case, with_gradient: bool, tiny: bool) -> Work:
     """Between two sub-blocks: one reads the stream and the branch and writes the stream and its norm, each once."""
-    arms: dict[str, Any] = {
-        "reference": functools.partial(norm_reference.norm_modulate, **case.static),
-        **_our_arms("norm_modulate", case.arguments(), case.static, tiny),
-    }
+    arms: dict[str, Any] = {"reference": functools.partial(norm_reference.norm_modulate, **case.static)}
+    skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "norm_modulate", case.shapes(), case.static, tiny)
     arrays = 4 if case.has_branch else 2
     if with_gradient:
         arms = {arm: _with_gradient(function, case) for arm, function in arms.items()}
@@ -231,7 +231,7 @@ def norm_work(name: str, case: norm_cases.Case, with_gradient: bool, tiny: bool)
     size = jnp.dtype(case.dtype).itemsize * math.prod(case.shape)
     return Work(
         "norm_modulate", name, "fwd+bwd" if with_gradient else "fwd", case.dtype, case.shape,
-        functools.partial(_cast_arguments, case), arms, 0.0, arrays * size, {},
+        functools.partial(_cast_arguments, case), arms, 0.0, arrays * size, skipped,
     )  # fmt: skip
 
 
@@ -242,14 +242,35 @@ def _cast_arguments(case: Any, seed: int) -> tuple[Any, ...]:
     )
 
 
-def _our_arms(op: str, arguments: tuple[Any, ...], static: dict[str, Any], tiny: bool) -> dict[str, Any]:
+def quantized_work(name: str, case: quantized_cases.Case, tiny: bool) -> Work:
+    """A linear layer in 8 bits; the arms also get the weight as it was before."""
+    m, i, o = case.shape
+    arms: dict[str, Any] = {"reference": quantized_reference.quantized_matmul}
+    skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "quantized_matmul", case.shapes(), {}, tiny)
+    _add_installed(arms, skipped, "qwix", "", _qwix_product)
+    arms = {arm: functools.partial(_on_quantized, function) for arm, function in arms.items()}
+    arms[f"{case.dtype} product"] = lambda x, _, plain: x @ plain
+    item = jnp.dtype(case.dtype).itemsize
+    return Work(
+        "quantized_matmul", name, "fwd", case.dtype, case.shape,
+        lambda seed: (*case.arguments(seed), case.plain(seed)[1]), arms,
+        2.0 * m * i * o, item * m * (i + o) + i * o + 4 * o, skipped,
+    )  # fmt: skip
+
+
+def _add_ours(
+    arms: dict[str, Any], skipped: dict[str, str], op: str, shapes: tuple[Any, ...], static: dict[str, Any], tiny: bool
+) -> None:
     """The kernels that run here: natively, or tiny in an interpreter."""
-    device = compiled_for()
-    return {
-        f"pallas_kernels {here.name}": functools.partial(load(op, here.name), **static, **_interpreted(here.name, tiny))
-        for here in PLATFORMS
-        if here.takes(device) or tiny
-    }
+    for here in platforms(op):
+        arm = f"pallas_kernels {here.name}"
+        if not here.takes(compiled_for()) and not tiny:
+            continue
+        if why := refusal(op, here.name, shapes, static):
+            skipped[arm] = why
+        else:
+            arms[arm] = functools.partial(load(op, here.name), **static, **_interpreted(here.name, tiny))
 
 
 def _interpreted(name: str, tiny: bool) -> dict[str, Any]:
@@ -290,6 +311,19 @@ def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, atten
     return attend(q, keys, values, mask=mask)
 
 
+def _on_quantized(function: Callable[..., Any], x: Any, weight: Any, _plain: Any) -> Any:
+    return function(x, weight)
+
+
+def _qwix_product(x: Any, weight: Any) -> Any:
+    import qwix  # pyright: ignore[reportMissingImports]  # where it is installed
+
+    dtype = weight.values.dtype
+    rows = qwix.quantize(x, dtype, channelwise_axes=(0,))
+    kept = qwix.QArray(weight.values, weight.scale[None], None, dtype)
+    return qwix.dot_general(rows, kept, (((1,), (0,)), ((), ()))).astype(x.dtype)
+
+
 def _with_gradient(function: Callable[..., Any], case: Any) -> Callable[..., Any]:
     shape = case.shapes()[0].shape  # of every output
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
@@ -302,11 +336,13 @@ def _with_gradient(function: Callable[..., Any], case: Any) -> Callable[..., Any
     return both
 
 
-def _add_tokamax(arms: dict[str, Any], skipped: dict[str, str], function: Callable[..., Any]) -> None:
-    if importlib.util.find_spec("tokamax"):
-        arms["tokamax, dense mask"] = function
+def _add_installed(
+    arms: dict[str, Any], skipped: dict[str, str], package: str, how: str, function: Callable[..., Any]
+) -> None:
+    if importlib.util.find_spec(package):
+        arms[package + how] = function
     else:
-        skipped["tokamax, dense mask"] = "tokamax is not installed"
+        skipped[package + how] = f"{package} is not installed"
 
 
 def _drop_cudnn(arms: dict[str, Any], skipped: dict[str, str]) -> None:
@@ -319,10 +355,11 @@ def _drop_cudnn(arms: dict[str, Any], skipped: dict[str, str]) -> None:
 
 def works(ops: tuple[str, ...], tiny: bool) -> list[Work]:
     """All there is to measure; tiny: the smallest case of each op that every kernel takes."""
-    blocks, cacheds, norms = block_cases.LARGE, cached_cases.LARGE, norm_cases.LARGE
-    if tiny:
-        every = (block_cases, cached_cases, norm_cases)
-        blocks, cacheds, norms = ({"bfloat16": cases.SMALL["bfloat16"]} for cases in every)
+    one = "bfloat16"
+    blocks = {one: block_cases.SMALL[one]} if tiny else block_cases.LARGE
+    cacheds = {one: cached_cases.SMALL[one]} if tiny else cached_cases.LARGE
+    norms = {one: norm_cases.SMALL[one]} if tiny else norm_cases.LARGE
+    quantizeds = {one: quantized_cases.SMALL[one]} if tiny else quantized_cases.LARGE
     chosen: list[Work] = []
     if "block_causal_attention" in ops:
         chosen += [block_work(*item, gradient, tiny) for item in blocks.items() for gradient in (False, True)]
@@ -330,6 +367,8 @@ def works(ops: tuple[str, ...], tiny: bool) -> list[Work]:
         chosen += [cached_work(*item, tiny) for item in cacheds.items()]
     if "norm_modulate" in ops:
         chosen += [norm_work(*item, gradient, tiny) for item in norms.items() for gradient in (False, True)]
+    if "quantized_matmul" in ops:
+        chosen += [quantized_work(*item, tiny) for item in quantizeds.items()]
     return chosen
 
 

@@ -16,7 +16,7 @@ class Sizes(NamedTuple):
     """How a kernel is cut.
 
     Attributes:
-      rows: The most rows in a block. TPU attention: queries, a multiple of 128; norm_modulate: tokens.
+      rows: The most rows in a block: TPU attention, queries, a multiple of 128; norms and 8-bit layers, tokens.
       workers: GPU: the most warpgroups that compute in one block, 64 queries each.
       stages: GPU: how many tiles of keys may be on their way.
     """
@@ -25,10 +25,6 @@ class Sizes(NamedTuple):
     workers: int = 2
     stages: int = 2
 
-
-LEFT_TO_XLA = ("norm_modulate",)
-"""Ops that XLA fuses well by itself: `auto` takes their kernels only on kinds of device that their tuned.json names, and
-`tune` writes a kind there only if the kernel was faster on it."""
 
 _tried: list[Sizes] = []
 
@@ -41,9 +37,9 @@ def sizes_of(op: str) -> Sizes:
     return Sizes(**found)
 
 
-def is_left_to_xla(op: str) -> bool:
-    """Whether nothing says that the op's kernel is faster than XLA's on the device that is compiled for."""
-    return op in LEFT_TO_XLA and compiled_for().device_kind not in read(op)
+def is_measured(op: str) -> bool:
+    """Whether the op has sizes for the kind of device that is compiled for, found there or being tried."""
+    return bool(_tried) or compiled_for().device_kind in read(op)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from pallas_kernels.block_sizes import is_left_to_xla
 from pallas_kernels.implementation import Implementation, choose
 
 
@@ -43,9 +42,9 @@ def norm_modulate(
     arguments = (x, shift, scale, branch, gate)
     if dtypes := {str(a.dtype) for a in arguments if a is not None} - {str(x.dtype)}:
         raise ValueError(f"norm_modulate: x is {x.dtype}, other arrays are {', '.join(sorted(dtypes))}")
-    if implementation == "auto" and is_left_to_xla("norm_modulate"):
-        implementation = "reference"
-    return choose("norm_modulate", implementation, arguments, {"is_centred": is_centred, "epsilon": epsilon})
+    static = {"is_centred": is_centred, "epsilon": epsilon}
+    shared = tuple(i for i, a in enumerate(arguments) if a is not None and a.shape[0] != batch)
+    return choose("norm_modulate", implementation, arguments, static, whole=shared)
 
 
 def _is_a_row_a_frame(shape: tuple[Any, ...], full: tuple[Any, ...]) -> bool:

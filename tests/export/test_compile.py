@@ -18,6 +18,7 @@ SECONDS = 540.0
 TPUS = [name for name, target in TARGETS.items() if target.platform == "tpu"]
 GPUS = [name for name, target in TARGETS.items() if target.platform == "cuda"]
 KERNELS = PROGRAMS[4:]
+LEFT_TO_XLA = [("tpu_v4", "quantized_matmul"), ("h100", "quantized_matmul")]
 
 
 def row(target: str, program: str) -> Row:
@@ -37,11 +38,12 @@ def test_what_we_play_and_train_compiles(target: str, program: str):
 
 @pytest.mark.parametrize("op", KERNELS)
 @pytest.mark.parametrize("target", [*TPUS, "h100"])
-def test_kernels_compile_with_their_gradients(target: str, op: str):
+def test_kernels_compile_with_the_gradients_they_have(target: str, op: str):
     found = row(target, op)
     assert found.error is None
     kernel = "tpu_custom_call" if target in TPUS else "mosaic_gpu"
-    assert any(kernel in call for call in found.facts["custom_calls"]), found.facts["custom_calls"]
+    is_ours = any(kernel in call for call in found.facts["custom_calls"])
+    assert is_ours == ((target, op) not in LEFT_TO_XLA), found.facts["custom_calls"]
 
 
 def compile_in_another_process(code: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 its array and a race raise.
 
 Tolerances: float32 products and sums of a few hundred terms in another order, 2e-5 of values of size 1. In bfloat16 the
-weights are rounded to 8 bits before the second product: 2e-2.
+weights are rounded to 8 bits before the second product: 2e-2. Sums of int8 are exact: only the result is rounded.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ from pallas_kernels.norm_modulate import cases as norm_cases
 from pallas_kernels.norm_modulate import gpu as norm_gpu
 from pallas_kernels.norm_modulate import reference as norm_reference
 from pallas_kernels.norm_modulate import tpu as norm_tpu
+from pallas_kernels.quantized_matmul import cases as quantized_cases
+from pallas_kernels.quantized_matmul import reference as quantized_reference
+from pallas_kernels.quantized_matmul import tpu as quantized_tpu
 
 PLATFORMS = {"tpu": (block_tpu, cached_tpu, norm_tpu)}
 if hasattr(mosaic_gpu, "InterpretGPUParams"):  # since JAX 0.11
@@ -131,6 +134,19 @@ def test_norm_modulate(platform, name, capfd, monkeypatch):
             functools.partial(norm_reference.norm_modulate, **case.static),
             case.arguments(), case.dtype, capfd,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", quantized_cases.SMALL)
+def test_quantized_matmul(name, capfd):
+    case = quantized_cases.SMALL[name]
+    x, weight = case.arguments()
+    found = quantized_tpu.quantized_matmul(x, weight, interpret=strict("tpu"))
+    right = jax.jit(quantized_reference.quantized_matmul)(x, weight)
+    assert found.dtype == right.dtype == x.dtype
+    found, right = np.asarray(found, np.float32), np.asarray(right, np.float32)
+    another_order = 2e-6 * np.abs(right).max() if case.weight == "float8_e4m3fn" else 0.0
+    np.testing.assert_allclose(found, right, rtol=float(jnp.finfo(case.dtype).eps), atol=another_order)
+    assert "RACE DETECTED" not in "".join(capfd.readouterr()), "before JAX 0.12 races are only printed"
 
 
 def test_auto_on_this_machine_is_the_reference_and_a_tpu_gets_the_kernel():

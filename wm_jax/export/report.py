@@ -11,7 +11,10 @@ from typing import Any
 
 from wm_jax.export.targets import TARGETS
 
-PROGRAMS = ("start", "step", "rollout", "train", "block_causal_attention", "cached_attention", "norm_modulate")
+PROGRAMS = (
+    "start", "step", "rollout", "train",
+    "block_causal_attention", "cached_attention", "norm_modulate", "quantized_matmul",
+)  # fmt: skip
 ROLLOUT_FRAMES = 8
 
 
