@@ -36,7 +36,7 @@ def kernel(op):
     return SimpleNamespace(**{op: run}, refusal=lambda *_, **__: None)
 
 kernels, module = {"block_causal_attention": kernel("block_causal_attention")}, implementation._module
-implementation._module = lambda op, name: kernels[op] if name == "tpu" else module(op, name)
+implementation._module = lambda op, name: kernels.get(op) if name == "tpu" else module(op, name)
 implementation.PLATFORMS = (implementation.Platform("tpu", "cpu", lambda device: True),)
 
 ROWS, FRAMES = 4, 5

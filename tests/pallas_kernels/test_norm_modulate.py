@@ -1,5 +1,7 @@
 """Laws of norm_modulate: what the model computed before there was the op, LayerNorm by hand, and when `auto` takes a kernel."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def test_tuning_keeps_only_a_kernel_faster_than_xla(kernel_us, is_kept, monkeypa
         return bench.Row("norm_modulate", "case", "fwd", "float32", (1,), arm, median_us, 0.0, 1.0)
 
     monkeypatch.setattr(bench, "ceilings", lambda is_tiny: None)
-    monkeypatch.setattr(bench, "works", lambda ops, tiny: [None])
+    monkeypatch.setattr(bench, "works", lambda ops, tiny: [SimpleNamespace(arms={"pallas_kernels tpu": None})])
     monkeypatch.setattr(bench, "only", lambda work, arm: arm)
     monkeypatch.setattr(bench, "measure", lambda arm, ceiling, rounds: [row("reference", 10.0), row(arm, kernel_us)])
     found = tune.tune("norm_modulate", "tpu", rounds=1)
