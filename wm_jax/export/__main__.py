@@ -3,6 +3,7 @@
 python -m wm_jax.export worlds/coinrun --target cpu --out build/coinrun      then: python serve.py build/coinrun
 python -m wm_jax.export worlds/coinrun --target trn2 --out build/coinrun     checked against what Trainium refuses
 python -m wm_jax.export worlds/coinrun --report                              compiles for every accelerator (extra `aot`)
+python -m wm_jax.export configs/base/dynamics.py --report                    the same for a world that is not trained yet
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ class ExportConfig:
     """What is exported or compiled.
 
     Attributes:
-      world: A world or run folder.
+      world: A world or run folder; for a report also the config file of a run.
       target: Write a folder for this accelerator, from which serve.py starts without tracing.
       out: That folder.
       slots: Sessions in one batch.

@@ -79,16 +79,26 @@ def _program(source: Path, name: str, slots: int) -> Any:
         # The right wing must not know the left: only this worker, which lives for one compilation, asks it by name.
         program, config = (importlib.import_module(f"wm_jax.training.{part}") for part in ("program", "config"))
         return program.train_program(config.load_config(source))
-    from wm_jax.export.artifact import one_prompt
     from wm_jax.export.programs import KERNELS, kernel_program, playing, rollout_program
-    from wm_jax.world import load, load_prompts
 
     if name in KERNELS:
         return kernel_program(name)
-    world, _ = load(source)
+    world, prompt = _world(source)
     if name == "rollout":
         return rollout_program(world, slots, ROLLOUT_FRAMES)
-    return getattr(playing(world, slots, one_prompt(load_prompts(source)), is_noise_given=True), name)
+    return getattr(playing(world, slots, prompt, is_noise_given=True), name)
+
+
+def _world(source: Path) -> tuple[Any, Any]:
+    """The world in a folder and a prompt of its own, or that of a run's config file, which nobody has trained yet."""
+    from wm_jax import config
+    from wm_jax.export.artifact import one_prompt
+    from wm_jax.types import Prompt
+    from wm_jax.world import World, load, load_prompts
+
+    if source.suffix == ".py":
+        return World(config.load(source).world), Prompt()
+    return load(source)[0], one_prompt(load_prompts(source))
 
 
 def _linted(program: Any) -> dict[str, Any]:
