@@ -9,7 +9,7 @@ Source: FlashAttention-3, section 3.1 (a producer, several consumers).
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,9 @@ TILE = 64
 LOG2_E = 1.4426950408889634
 """exp(x) is 2 ** (x * LOG2_E): a GPU has an instruction for powers of two, and the scale of the logits is folded into the factor."""
 FAST = plgpu.CompilerParams(approx_math=True)
-REGISTERS = {"worker": 240, "fetcher": 40}
+REGISTERS = {1: (232, 40), 2: (232, 40), 3: (160, 32)}
+"""By the number of workers: what a thread of a worker and one of the fetcher may have. A core has 65,536 for all of them; a block that
+asks for more waits for ever."""
 _TILED = plgpu.Layout.WGMMA
 _A_ROW, _A_COLUMN = _TILED.reduce(1), _TILED.reduce(0)
 
@@ -132,12 +134,12 @@ def _launch(
 
         @pl.when(me < workers)
         def _():
-            _limit_registers("worker", interpret)
+            _limit_registers(REGISTERS[workers][0], "increase", interpret)
             work(me, where, *refs)
 
         @pl.when(me == workers)
         def _():
-            _limit_registers("fetcher", interpret)
+            _limit_registers(REGISTERS[workers][1], "decrease", interpret)
             fetch(where, *refs)
 
     kernel.__name__ = name
@@ -155,9 +157,9 @@ def _launch(
     )(*arrays)
 
 
-def _limit_registers(role: str, interpret: Any) -> None:
+def _limit_registers(count: int, action: Literal["increase", "decrease"], interpret: Any) -> None:
     if not interpret:  # the interpreter has no registers to give
-        plgpu.set_max_registers(REGISTERS[role], action="increase" if role == "worker" else "decrease")
+        plgpu.set_max_registers(count, action=action)
 
 
 def _mine(block: Any, me: Any, workers: int) -> Any:

@@ -149,6 +149,12 @@ def test_quantized_matmul(name, capfd):
     assert "RACE DETECTED" not in "".join(capfd.readouterr()), "before JAX 0.12 races are only printed"
 
 
+def test_the_threads_of_a_block_share_the_registers_of_a_core():
+    for workers, (worker, fetcher) in flash_gpu.REGISTERS.items():
+        assert 128 * (workers * worker + fetcher) <= 2**16 and worker % 8 == fetcher % 8 == 0
+    assert all(sizes.workers in flash_gpu.REGISTERS for sizes in tune.FLASH["gpu"])
+
+
 def test_auto_on_this_machine_is_the_reference_and_a_tpu_gets_the_kernel():
     case = block_cases.SMALL["plain"]
     q, k, v, segment, *_ = case.arguments()
