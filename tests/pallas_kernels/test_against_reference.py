@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from pallas_kernels import block_causal_attention, cached_attention, norm_modulate
+from pallas_kernels import block_causal_attention, cached_attention, flash_gpu, norm_modulate, tune
 from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.block_causal_attention import gpu as block_gpu
 from pallas_kernels.block_causal_attention import reference as block_reference
