@@ -32,6 +32,7 @@ from pallas_kernels.cached_attention import reference as cached_reference
 from pallas_kernels.implementation import PLATFORMS, compiled_for, load, platforms, refusal
 from pallas_kernels.quantized_matmul import cases as quantized_cases
 from pallas_kernels.quantized_matmul import reference as quantized_reference
+from pallas_kernels.softmax_attention import is_narrow, widened
 
 OPS = ("block_causal_attention", "cached_attention", "quantized_matmul")
 INPUTS = 4
@@ -209,10 +210,10 @@ def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     seen = int(
         np.asarray(cached_reference.visible(jnp.asarray(ages), jnp.ones((b, f), bool), case.window_frames)).sum()
     )
-    item = jnp.dtype(case.dtype).itemsize
+    item, ring_item = jnp.dtype(case.dtype).itemsize, jnp.dtype(case.ring or case.dtype).itemsize
     return Work(
         "cached_attention", name, "fwd", case.dtype, case.shape, functools.partial(_cast_arguments, case), arms,
-        4.0 * seen * s * s * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
+        4.0 * seen * s * s * n * k, s * k * (2 * b * f * n * item + 2 * g * seen * ring_item), skipped,
     )  # fmt: skip
 
 
@@ -281,8 +282,10 @@ def _tokamax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any) -> Any:
     return tokamax.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask).reshape(q.shape)
 
 
-def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, attend, window):
+def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, ring_scale, *, attend, window):
     del sink
+    if is_narrow(ring_k):
+        ring_k, ring_v = widened(ring_k, ring_v, ring_scale, k.dtype)
     table = cached_reference.visible(ring_age, is_block_seen, window)
     mask = jnp.repeat(jnp.repeat(table, q.shape[2], axis=1), q.shape[2], axis=2)[:, None]
     return attend(q, jnp.concatenate([ring_k, k], 1), jnp.concatenate([ring_v, v], 1), mask=mask)

@@ -5,14 +5,19 @@ from typing import Any
 from pallas_kernels import flash_gpu
 from pallas_kernels.block_sizes import sizes_of
 from pallas_kernels.cached_attention import flash
+from pallas_kernels.softmax_attention import is_narrow
 
 CORES = 132
 """Of an H100 or H200."""
 
 
-def refusal(q: Any, k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
+def refusal(q: Any, k: Any, _v: Any, ring_k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
     """Why these arguments are not for this kernel; None where they are."""
-    return "it attends whole frames, not site by site" if is_per_site else flash_gpu.refusal(q, k)
+    if is_per_site:
+        return "it attends whole frames, not site by site"
+    if is_narrow(ring_k):
+        return f"the ring is {ring_k.dtype}, and wgmma wants keys as wide as the queries"
+    return flash_gpu.refusal(q, k)
 
 
 def cached_attention(
