@@ -35,6 +35,7 @@ from pallas_kernels.norm_modulate import cases as norm_cases
 from pallas_kernels.norm_modulate import reference as norm_reference
 from pallas_kernels.quantized_matmul import cases as quantized_cases
 from pallas_kernels.quantized_matmul import reference as quantized_reference
+from pallas_kernels.softmax_attention import is_narrow, widened
 
 OPS = ("block_causal_attention", "cached_attention", "norm_modulate", "quantized_matmul")
 INPUTS = 4
@@ -212,10 +213,11 @@ def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     seen = int(
         np.asarray(cached_reference.visible(jnp.asarray(ages), jnp.ones((b, f), bool), case.window_frames)).sum()
     )
-    item, meets = jnp.dtype(case.dtype).itemsize, 1 if case.is_per_site else s
+    item, ring_item = jnp.dtype(case.dtype).itemsize, jnp.dtype(case.ring or case.dtype).itemsize
+    meets = 1 if case.is_per_site else s
     return Work(
         "cached_attention", name, "fwd", case.dtype, case.shape, functools.partial(_cast_arguments, case), arms,
-        4.0 * seen * s * meets * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
+        4.0 * seen * s * meets * n * k, s * k * (2 * b * f * n * item + 2 * g * seen * ring_item), skipped,
     )  # fmt: skip
 
 
@@ -300,8 +302,10 @@ def _tokamax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any) -> Any:
     return tokamax.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask).reshape(q.shape)
 
 
-def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, attend, window, is_per_site):
+def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, ring_scale, *, attend, window, is_per_site):
     del sink
+    if is_narrow(ring_k):
+        ring_k, ring_v = widened(ring_k, ring_v, ring_scale, k.dtype)
     table = cached_reference.visible(ring_age, is_block_seen, window)
     keys, values = jnp.concatenate([ring_k, k], 1), jnp.concatenate([ring_v, v], 1)
     if is_per_site:  # frames are the sequence and sites more heads: the same arrays, seen otherwise

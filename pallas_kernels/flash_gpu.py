@@ -170,7 +170,10 @@ def _part(step: Any, parts: int) -> Any:
     return pl.ds(lax.rem(step, parts) * TILE, TILE)
 
 
-def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any) -> tuple[Any, Any]:
+def _forward(
+    sizes: Sizes, q: Any, k: Any, v: Any, worth: None, lists: Lists, real: int, interpret: Any
+) -> tuple[Any, Any]:
+    assert worth is None, "cached_attention/gpu.py refuses rings of 8 bits"
     (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // k.shape[3]
     power = scale * LOG2_E

@@ -55,7 +55,7 @@ def compare(kernel, reference, arguments, dtype, capfd):
     """All results, and the gradient in every floating argument under random cotangents."""
     leaves, tree = jax.tree.flatten(arguments)
     leaves = [jnp.asarray(leaf) for leaf in cast(leaves, dtype)]
-    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    floats = [i for i, leaf in enumerate(leaves) if leaf.dtype == jnp.dtype(dtype)]
 
     def run(op, *moving):
         whole = list(leaves)
@@ -103,20 +103,21 @@ def test_block_causal_attention(platform, name, capfd):
     )  # fmt: skip
 
 
-CACHED = [  # TPUs have no kernel of their own for single sites
+CACHED = [  # TPUs have no kernel of their own for single sites, Hopper none for rings of 8 bits
     (platform, name) for platform in PLATFORMS for name, case in cached_cases.SMALL.items()
-    if platform != "tpu" or not case.is_per_site
+    if (platform == "tpu" and not case.is_per_site) or (platform == "gpu" and case.ring is None)
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("platform", "name"), CACHED)
 def test_cached_attention(platform, name, capfd):
     case = fitted(cached_cases.SMALL[name], platform)
-    static = {"window_frames": case.window_frames, "is_per_site": case.is_per_site}
+    *arguments, ring_scale = case.arguments()
+    kernel = functools.partial(PLATFORMS[platform][1].cached_attention, interpret=strict(platform), **case.static)
     compare(
-        functools.partial(PLATFORMS[platform][1].cached_attention, interpret=strict(platform), **static),
-        functools.partial(cached_reference.cached_attention, **static),
-        case.arguments(), case.dtype, capfd,
+        lambda *given: kernel(*given, ring_scale),
+        functools.partial(cached_reference.cached_attention, ring_scale=ring_scale, **case.static),
+        arguments, case.dtype, capfd,
     )  # fmt: skip
 
 
@@ -181,3 +182,6 @@ def test_the_kernel_asked_for_by_name_refuses_what_it_cannot_do():
         norm_modulate(x, shift, scale, implementation="gpu")
     with pytest.raises(ValueError, match="'tpu' was asked for, but the stream is float16"):
         norm_modulate(*(a.astype(np.float16) for a in (x, shift, scale)), implementation="tpu")
+    ring = cached_cases.SMALL["int8 ring"].arguments()
+    with pytest.raises(ValueError, match="'gpu' was asked for, but the ring is int8"):
+        cached_attention(*ring, window_frames=3, is_per_site=False, implementation="gpu")
