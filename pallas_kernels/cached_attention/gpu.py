@@ -7,7 +7,7 @@ from pallas_kernels.block_sizes import sizes_of
 from pallas_kernels.cached_attention import flash
 from pallas_kernels.cached_attention.reference import visible
 from pallas_kernels.frame_flash import join
-from pallas_kernels.softmax_attention import attend_site, is_narrow
+from pallas_kernels.softmax_attention import attend_site, is_narrow, widened
 
 CORES = 132
 """Of an H100 or H200."""
@@ -15,26 +15,28 @@ CORES = 132
 
 def refusal(q: Any, k: Any, _v: Any, ring_k: Any, *_: Any, is_per_site: bool, **__: Any) -> str | None:
     """Why these arguments are not for this kernel; None where they are."""
-    if is_narrow(ring_k):
-        return f"the ring is {ring_k.dtype}, and wgmma wants keys as wide as the queries"
     return flash_gpu.refusal(q, k) or (site_gpu.refusal(q, ring_k) if is_per_site else None)
 
 
 def cached_attention(
-    *arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False, parts: int | None = None
-) -> Any:
+    q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, ring_age: Any, is_block_seen: Any, sink: Any,
+    ring_scale: Any = None, *, window_frames: int, is_per_site: bool = False, interpret: Any = False,
+    parts: int | None = None,
+) -> Any:  # fmt: skip
+    if is_narrow(ring_k):  # wgmma wants keys as wide as the queries
+        ring_k, ring_v = widened(ring_k, ring_v, ring_scale, k.dtype)
+    arguments = (q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink)
     if is_per_site:
         return _by_site(*arguments, window_frames=window_frames, interpret=interpret)
-    q, ring_k = arguments[0], arguments[3]
     return flash.cached_attention(
-        flash_gpu.kernels(sizes_of("cached_attention")), *arguments, window_frames=window_frames, interpret=interpret,
-        parts=parts or _parts(q.shape, ring_k.shape[1]),
+        flash_gpu.kernels(sizes_of("cached_attention")), *arguments, None, window_frames=window_frames,
+        interpret=interpret, parts=parts or _parts(q.shape, ring_k.shape[1]),
     )  # fmt: skip
 
 
 def _by_site(
     q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, ring_age: Any, is_block_seen: Any, sink: Any,
-    _ring_scale: Any, *, window_frames: int, interpret: Any,
+    *, window_frames: int, interpret: Any,
 ) -> Any:  # fmt: skip
     """The ring by the kernel; the frames in flight and the sinks are too few to need one."""
     mask, length = visible(ring_age, is_block_seen, window_frames), ring_k.shape[1]

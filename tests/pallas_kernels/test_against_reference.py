@@ -103,9 +103,9 @@ def test_block_causal_attention(platform, name, capfd):
     )  # fmt: skip
 
 
-CACHED = [  # TPUs have no kernel of their own for single sites, Hopper none for rings of 8 bits
+CACHED = [  # TPUs have no kernel of their own for single sites
     (platform, name) for platform in PLATFORMS for name, case in cached_cases.SMALL.items()
-    if (platform == "tpu" and not case.is_per_site) or (platform == "gpu" and case.ring is None)
+    if platform != "tpu" or not case.is_per_site
 ]  # fmt: skip
 
 
@@ -182,6 +182,3 @@ def test_the_kernel_asked_for_by_name_refuses_what_it_cannot_do():
         norm_modulate(x, shift, scale, implementation="gpu")
     with pytest.raises(ValueError, match="'tpu' was asked for, but the stream is float16"):
         norm_modulate(*(a.astype(np.float16) for a in (x, shift, scale)), implementation="tpu")
-    ring = cached_cases.SMALL["int8 ring"].arguments()
-    with pytest.raises(ValueError, match="'gpu' was asked for, but the ring is int8"):
-        cached_attention(*ring, window_frames=3, is_per_site=False, implementation="gpu")
