@@ -104,8 +104,7 @@ def measure(work: Work, ceilings: Ceilings, rounds: int) -> list[Row]:
     """A row for each arm of the work."""
     head = (work.op, work.case, work.kind, work.dtype, work.shape)
     inputs = [jax.device_put(work.arguments(seed)) for seed in range(INPUTS)]
-    exact = jax.jit(work.arms["reference"])(*jax.tree.map(_in_float32, inputs[0]))
-    rows, arms, calls, errors = [], {}, {}, {}
+    exact, rows, arms, calls, errors = _exact(work, inputs[0]), [], {}, {}, {}
     for name, function in work.arms.items():
         try:
             arms[name] = jax.jit(function)
@@ -123,6 +122,17 @@ def measure(work: Work, ceilings: Ceilings, rounds: int) -> list[Row]:
         median = statistics.median(seconds)
         rows.append(Row(*head, name, 1e6 * median, errors[name], best_s / median))
     return rows + [Row(*head, name, None, None, None, why) for name, why in work.skipped.items()]
+
+
+def _exact(work: Work, inputs: tuple[Any, ...]) -> Any:
+    """The reference in float32; on the host where its logits need more memory than the device has."""
+    wide = jax.tree.map(_in_float32, inputs)
+    try:
+        return jax.device_get(jax.jit(work.arms["reference"])(*wide))
+    except jax.errors.JaxRuntimeError:
+        host = jax.devices("cpu")[0]
+        with jax.default_device(host):
+            return jax.device_get(jax.jit(work.arms["reference"])(*jax.device_put(wide, host)))
 
 
 def _seconds(function: Callable[..., Any], inputs: list[Any], calls: int) -> float:
@@ -445,10 +455,10 @@ def main(arguments: list[str] | None = None) -> int:
     for work in works(OPS if options.all else tuple(options.ops), tiny):
         print(f"{work.op}, {work.case}, {work.kind} ...", file=sys.stderr, flush=True)
         rows += measure(work, ceiling, 1 if tiny else options.rounds)
+        if options.json is not None:  # after each work, so that nothing measured is lost
+            content = {**where, "rows": [dataclasses.asdict(row) for row in rows]}
+            options.json.write_text(json.dumps(content, indent=2) + "\n")
     print(markdown(rows))
-    if options.json is not None:
-        content = {**where, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
 
 

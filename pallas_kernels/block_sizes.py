@@ -26,20 +26,27 @@ class Sizes(NamedTuple):
     stages: int = 2
 
 
+GPUS = ("GH200", "H200", "H100", "B200", "A100")
 _tried: list[Sizes] = []
+
+
+def kind() -> str:
+    """Of the device that is compiled for, as `tuned.json` names it: "NVIDIA H100 80GB HBM3" is an H100."""
+    named = compiled_for().device_kind
+    return next((gpu for gpu in GPUS if gpu in named), named)
 
 
 def sizes_of(op: str) -> Sizes:
     """The sizes of this op on the device that is compiled for."""
     if _tried:
         return _tried[-1]
-    found = read(op).get(compiled_for().device_kind, {})
+    found = read(op).get(kind(), {})
     return Sizes(**found)
 
 
 def is_measured(op: str) -> bool:
     """Whether the op has sizes for the kind of device that is compiled for, found there or being tried."""
-    return bool(_tried) or compiled_for().device_kind in read(op)
+    return bool(_tried) or kind() in read(op)
 
 
 @contextlib.contextmanager

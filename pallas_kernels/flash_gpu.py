@@ -8,6 +8,7 @@ Source: FlashAttention-3, section 3.1 (a producer, several consumers).
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ TILE = 64
 LOG2_E = 1.4426950408889634
 """exp(x) is 2 ** (x * LOG2_E): a GPU has an instruction for powers of two, and the scale of the logits is folded into the factor."""
 FAST = plgpu.CompilerParams(approx_math=True)
-REGISTERS = {1: (232, 40), 2: (232, 40), 3: (160, 32)}
+REGISTERS = {2: (232, 40), 3: (160, 32)}
 """By the number of workers: what a thread of a worker and one of the fetcher may have. A core has 65,536 for all of them; a block that
 asks for more waits for ever."""
 _TILED = plgpu.Layout.WGMMA
@@ -129,17 +130,16 @@ def _launch(
     """Runs `work` on each worker and `fetch` on the one that fetches, for each (row of the batch, head, frame, block)."""
 
     def kernel(*refs: Any) -> None:
-        me = lax.axis_index("warpgroup")
-        where = tuple(lax.axis_index(axis) for axis in ("row", "head", "frame", "block"))
+        me, where = lax.axis_index("warpgroup"), _unravelled(lax.axis_index("cell"), grid)
 
         @pl.when(me < workers)
         def _():
-            _limit_registers(REGISTERS[workers][0], "increase", interpret)
+            _limit_registers(workers, "increase", interpret)
             work(me, where, *refs)
 
         @pl.when(me == workers)
         def _():
-            _limit_registers(REGISTERS[workers][1], "decrease", interpret)
+            _limit_registers(workers, "decrease", interpret)
             fetch(where, *refs)
 
     kernel.__name__ = name
@@ -148,8 +148,8 @@ def _launch(
         kernel,
         out_type=results,
         scratch_types=scratch,
-        grid=grid,
-        grid_names=("row", "head", "frame", "block"),
+        grid=(math.prod(grid),),  # one axis: only the first of a GPU's grid may be longer than 65,535
+        grid_names=("cell",),
         num_threads=workers + 1,
         thread_name="warpgroup",
         compiler_params=FAST,
@@ -157,9 +157,18 @@ def _launch(
     )(*arrays)
 
 
-def _limit_registers(count: int, action: Literal["increase", "decrease"], interpret: Any) -> None:
-    if not interpret:  # the interpreter has no registers to give
-        plgpu.set_max_registers(count, action=action)
+def _unravelled(cell: Any, grid: tuple[int, ...]) -> tuple[Any, ...]:
+    """Where a cell of the grid is, the last axis changing fastest."""
+    where = []
+    for size in grid[::-1]:
+        where, cell = [lax.rem(cell, size), *where], lax.div(cell, size)
+    return tuple(where)
+
+
+def _limit_registers(workers: int, action: Literal["increase", "decrease"], interpret: Any) -> None:
+    """One worker and the fetcher may have all they want; the interpreter has no registers to give."""
+    if workers > 1 and not interpret:
+        plgpu.set_max_registers(REGISTERS[workers][action == "decrease"], action=action)
 
 
 def _mine(block: Any, me: Any, workers: int) -> Any:
@@ -173,7 +182,7 @@ def _part(step: Any, parts: int) -> Any:
 def _forward(
     sizes: Sizes, q: Any, k: Any, v: Any, worth: None, lists: Lists, real: int, interpret: Any
 ) -> tuple[Any, Any]:
-    assert worth is None, "cached_attention/gpu.py refuses rings of 8 bits"
+    assert worth is None, "cached_attention/gpu.py widens rings of 8 bits"
     (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // k.shape[3]
     power = scale * LOG2_E
@@ -232,7 +241,7 @@ def _forward(
     )  # fmt: skip
 
 
-def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, real: int, interpret: Any) -> Any:
     (batch, frames, tokens, heads, channels), parts = saved.q.shape, saved.k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // saved.k.shape[3]
 
@@ -256,7 +265,8 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
 
         def turn(step, gathered):
             tile = keys.take(step)
-            share = jnp.exp2(multiply(my_queries, tile.T) * (scale * LOG2_E) - spread(sums, TILE))
+            products = _real_only(multiply(my_queries, tile.T), lax.rem(step, parts), real)
+            share = jnp.exp2(products * (scale * LOG2_E) - spread(sums, TILE))
             error = share * (multiply(my_answers, values.take(step).T) - spread(means, TILE))
             values.give_back(step)
             store(my_errors, error)
@@ -294,7 +304,7 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
     )  # fmt: skip
 
 
-def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, _real: int, interpret: Any) -> Any:
     (batch, frames, tokens, groups, channels), parts = saved.k.shape, saved.q.shape[2] // TILE
     shared = saved.q.shape[3] // groups
     workers, scale = _workers(tokens, sizes), channels**-0.5

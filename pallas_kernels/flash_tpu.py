@@ -103,6 +103,15 @@ def _of(lists: Lists) -> tuple[Any, Any]:
     return lists.order.reshape(-1), lists.count.reshape(-1)
 
 
+def _real_only(logits: Any, grid: _Grid, column: int, real: int) -> Any:
+    """Nothing of the tokens that pad a frame: those from `real` on."""
+    if real == grid.across * column:
+        return logits
+    first = pl.program_id(4) % grid.across * column
+    token = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    return jnp.where(token < real, logits, NOTHING)
+
+
 def _forward(
     sizes: Sizes, q: Any, k: Any, v: Any, worth: Any, lists: Lists, real: int, interpret: Any
 ) -> tuple[Any, Any]:
@@ -129,10 +138,7 @@ def _forward(
             logits = _product(keys, q[...], (1, 1)) * scale
             if worth:
                 logits *= worth[0][...].T
-            if real < columns:
-                first = pl.program_id(4) % grid.across * column
-                token = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-                logits = jnp.where(token < real, logits, NOTHING)
+            logits = _real_only(logits, grid, column, real)
             new = jnp.maximum(best[...], logits.max(0, keepdims=True))
             weights, keep = jnp.exp(logits - new), jnp.exp(best[...] - new)
             total[...] = total[...] * keep + weights.sum(0, keepdims=True)
@@ -187,7 +193,7 @@ def _arrays(saved: Saved) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, real: int, interpret: Any) -> Any:
     q, k, v, d_out, lse, delta = _arrays(saved)
     most, tokens = lists.order.shape[-1], saved.q.shape[2]
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
@@ -203,7 +209,8 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
 
         @pl.when(is_real)
         def _():
-            weights = jnp.exp(_product(k[...], q[...], (1, 1)) * scale - lse[...])
+            logits = _real_only(_product(k[...], q[...], (1, 1)) * scale, grid, column, real)
+            weights = jnp.exp(logits - lse[...])
             error = weights * (_product(v[...], d_out[...], (1, 1)) - delta[...])
             gathered[...] += _product(k[...], error.astype(k.dtype), (0, 0))
 
@@ -231,7 +238,7 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
     return rearrange(d_q, "b g t (m s) k -> b t s (g m) k", s=tokens)
 
 
-def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, _real: int, interpret: Any) -> Any:
     q, k, v, d_out, lse, delta = _arrays(saved)
     (batch, groups, _, rows, head), (frames, columns) = q.shape, k.shape[2:4]
     row, column = _block(rows, sizes), _block(columns, sizes)

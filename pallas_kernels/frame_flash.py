@@ -44,7 +44,7 @@ class Forward(Protocol):
 
 
 class Backward(Protocol):
-    def __call__(self, saved: Saved, lists: Lists, interpret: Any) -> Any: ...
+    def __call__(self, saved: Saved, lists: Lists, real: int, interpret: Any) -> Any: ...
 
 
 class Kernels(NamedTuple):
@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
     Attributes:
       tile: Frames come to them padded with zeros to a multiple of so many tokens.
       forward: (answers, logarithm of each query's sum of exponentials in float32; `NOTHING` where it sees nothing).
-        Only the first `real` tokens of a frame are seen. (Backwards the zeros beyond give nothing of themselves.)
+        Only the first `real` tokens of a frame are seen, here and in the gradients.
         Keys and values may be of 8 bits, with a worth or without, where the platform's `refusal` lets them pass.
       backward_queries: Gradient of q, by the frames that each frame sees.
       backward_keys: Gradients of k and v, by the frames that see each frame.
@@ -122,16 +122,16 @@ def _attend_forward(kernels, sizes, real, interpret, q, k, v, worth, visible):
     return (out, lse), (q, k, v, worth, visible, out, lse)
 
 
-def _attend_backward(kernels, sizes, _real, interpret, kept, given):
+def _attend_backward(kernels, sizes, real, interpret, kept, given):
     q, k, v, worth, visible, out, lse = kept
     d_out, d_lse = given
     delta = jnp.einsum("btsnk,btsnk->btns", out, d_out, preferred_element_type=jnp.float32) - d_lse
     wide_k, wide_v = widened(k, v, worth, q.dtype) if is_narrow(k) else (k, v)
     saved = Saved(q, wide_k, wide_v, d_out, lse, delta)
-    d_q = kernels.backward_queries(saved, _lists(visible, sizes[0]), interpret)
+    d_q = kernels.backward_queries(saved, _lists(visible, sizes[0]), real, interpret)
     if is_narrow(k):
         return d_q, None, None, None, None
-    d_k, d_v = kernels.backward_keys(saved, _lists(jnp.swapaxes(visible, 1, 2), sizes[1]), interpret)
+    d_k, d_v = kernels.backward_keys(saved, _lists(jnp.swapaxes(visible, 1, 2), sizes[1]), real, interpret)
     return d_q, d_k, d_v, None, None
 
 

@@ -13,7 +13,7 @@ import sys
 import jax
 
 from pallas_kernels import bench
-from pallas_kernels.block_sizes import Sizes, trying, write
+from pallas_kernels.block_sizes import Sizes, kind, trying, write
 from pallas_kernels.implementation import PLATFORMS, compiled_for, needs_measurement, platforms
 
 FLASH = {
@@ -36,7 +36,7 @@ def tune(op: str, name: str, rounds: int) -> Sizes | None:
       ValueError: no way to cut it compiles here.
     """
     ceiling, scores, arm = bench.ceilings(is_tiny=False), dict[Sizes, float](), f"pallas_kernels {name}"
-    for sizes in WAYS[op][name]:
+    for sizes in WAYS[op].get(name, [Sizes()]):
         jax.clear_caches()
         with trying(sizes):
             rows = [
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         if here[0] not in [platform.name for platform in platforms(op)]:
             print(f"{op}: there is no kernel for {here[0]}, it stays with XLA")
         elif best := tune(op, here[0], options.rounds):
-            print(f"{op}: {best}, written to {write(op, device.device_kind, best)}")
+            print(f"{op}: {best}, written to {write(op, kind(), best)}")
         else:
             print(f"{op}: XLA is faster here, nothing is written")
     return 0

@@ -26,14 +26,32 @@ def row(target: str, program: str) -> Row:
     return found
 
 
-@pytest.mark.parametrize("program", PROGRAMS[:4])
-@pytest.mark.parametrize("target", [*TPUS, *GPUS, "trn1", "trn2"])
+STARTED = (
+    "tpu_v6e",
+    "h100",
+    "trn2",
+)  # the start of a session is the same mathematics as its steps: one device of a kind is enough
+PLAYED = [
+    (target, program) for target in (*TPUS, *GPUS, "trn1", "trn2") for program in PROGRAMS[:4]
+    if program != "start" or target in STARTED
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "program"), PLAYED)
 def test_what_we_play_and_train_compiles(target: str, program: str):
     found = row(target, program)
     assert found.error is None
     assert target in markdown([found]) and "**NO**" not in markdown([found])
     if not target.startswith("trn") and program != "start":
         assert found.facts["donated"] > 0
+
+
+@pytest.mark.parametrize("target", ["tpu_v6e", "h100"])
+def test_a_large_world_is_played_by_our_kernels(target: str):
+    (found,) = report(Path("configs/base/dynamics.py"), RUN, (target,), ("step",), 1, SECONDS)
+    assert found.error is None
+    kernel = "tpu_custom_call" if target in TPUS else "mosaic_gpu"
+    assert any(kernel in call for call in found.facts["custom_calls"]), found.facts["custom_calls"]
 
 
 @pytest.mark.parametrize("op", KERNELS)

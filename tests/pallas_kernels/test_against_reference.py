@@ -150,10 +150,25 @@ def test_quantized_matmul(name, capfd):
     assert "RACE DETECTED" not in "".join(capfd.readouterr()), "before JAX 0.12 races are only printed"
 
 
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_tokens_that_pad_a_frame_have_no_part_in_a_gradient(platform):
+    """Their keys are zeros: beside logits far below zero they would outweigh every real one."""
+    case = dataclasses.replace(fitted(block_cases.SMALL["frames padded to tiles"], platform), sinks=0)
+    q, k, v, segment, *_ = (jnp.asarray(a) for a in cast(case.arguments()[:4], case.dtype))
+    kernel = functools.partial(
+        PLATFORMS[platform][0].block_causal_attention, interpret=strict(platform), window_frames=1
+    )
+    q, k = jnp.full_like(q, 6.0), jnp.full_like(k, -6.0)
+    d_q = jax.grad(lambda q: kernel(q, k, v, segment, None, None).astype(jnp.float32).sum())(q)
+    assert np.isfinite(np.asarray(d_q, np.float32)).all()
+
+
 def test_the_threads_of_a_block_share_the_registers_of_a_core():
     for workers, (worker, fetcher) in flash_gpu.REGISTERS.items():
         assert 128 * (workers * worker + fetcher) <= 2**16 and worker % 8 == fetcher % 8 == 0
-    assert all(sizes.workers in flash_gpu.REGISTERS for sizes in tune.FLASH["gpu"])
+        at_start = 2**16 // (128 * (workers + 1))  # what a thread may have before any of them asks
+        assert fetcher <= at_start <= worker
+    assert all(sizes.workers in (1, *flash_gpu.REGISTERS) for sizes in tune.FLASH["gpu"])
 
 
 def test_auto_on_this_machine_is_the_reference_and_a_tpu_gets_the_kernel():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ PROGRAMS = (
     "block_causal_attention", "cached_attention", "norm_modulate", "quantized_matmul",
 )  # fmt: skip
 ROLLOUT_FRAMES = 8
+COMPILERS = Path(sys.prefix) / "aot"
+"""Where `make test-aot` puts the compilers, beside the environment: the workers alone look there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,10 @@ def report(
 
 def _row(source: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:
     command = [sys.executable, "-m", "wm_jax.export.worker", str(source), target, program, str(slots)]
+    paths = [str(COMPILERS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return Row(target, program, f"the compiler did not come back within {timeout_s:g} s", {})
     answer = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
