@@ -53,7 +53,8 @@ def report(
 def _row(source: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:
     command = [sys.executable, "-m", "wm_jax.export.worker", str(source), target, program, str(slots)]
     paths = [str(COMPILERS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # Of the devices only the host is asked for: before the worker's own first line JAX would look for all of them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment)
     except subprocess.TimeoutExpired:
