@@ -179,6 +179,22 @@ def _part(step: Any, parts: int) -> Any:
     return pl.ds(lax.rem(step, parts) * TILE, TILE)
 
 
+def _fetch_seen(
+    where: tuple[Any, ...], shared: int, parts: int, order: Any, count: Any, sources: tuple[Any, Any],
+    rings: tuple[_Ring, _Ring],
+) -> None:  # fmt: skip
+    """Brings the keys and values of the frames that this frame sees, tile by tile."""
+    (row, head, frame, _), (k, v), (keys, values) = where, sources, rings
+    group = lax.div(head, shared)
+
+    def turn(step, _):
+        other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
+        keys.fetch(step, k.at[row, other, part, group])
+        values.fetch(step, v.at[row, other, part, group])
+
+    lax.fori_loop(0, count[row, frame] * parts, turn, None)
+
+
 def _forward(
     sizes: Sizes, q: Any, k: Any, v: Any, worth: None, lists: Lists, real: int, interpret: Any
 ) -> tuple[Any, Any]:
@@ -219,15 +235,8 @@ def _forward(
         plgpu.wait_smem_to_gmem(0)
 
     def fetch(where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
-        row, head, frame, _ = where
-        keys, values, group = _Ring(keys, *barriers[:2]), _Ring(values, *barriers[2:]), lax.div(head, shared)
-
-        def turn(step, _):
-            other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
-            keys.fetch(step, k.at[row, other, part, group])
-            values.fetch(step, v.at[row, other, part, group])
-
-        lax.fori_loop(0, count[row, frame] * parts, turn, None)
+        rings = _Ring(keys, *barriers[:2]), _Ring(values, *barriers[2:])
+        _fetch_seen(where, shared, parts, order, count, (k, v), rings)
 
     return _launch(
         "frame_flash", work, fetch,
@@ -282,15 +291,8 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, real: int, inter
     def fetch(
         where, q, k, v, d_out, lse, delta, order, count, d_q, queries, errors, answers, loaded, keys, values, *bs
     ):
-        row, head, frame, _ = where
-        keys, values, group = _Ring(keys, *bs[:2]), _Ring(values, *bs[2:]), lax.div(head, shared)
-
-        def turn(step, _):
-            other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
-            keys.fetch(step, k.at[row, other, part, group])
-            values.fetch(step, v.at[row, other, part, group])
-
-        lax.fori_loop(0, count[row, frame] * parts, turn, None)
+        rings = _Ring(keys, *bs[:2]), _Ring(values, *bs[2:])
+        _fetch_seen(where, shared, parts, order, count, (k, v), rings)
 
     q, k = saved.q, saved.k
     return _launch(

@@ -88,9 +88,8 @@ class Engine:
             report("compiling", 0.4)
             self._start, self._put, self._step = starting.result(), putting.result(), stepping.result()
         report("warming up", 0.9)
-        keys = jax.random.wrap_key_data(
-            jnp.zeros((self.slots, 2), jnp.uint32)
-        )  # of nobody: each session brings its own
+        # Keys of nobody: each session brings its own.
+        keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
         self._state = bare(empty(self.world, self.slots, keys))
         self.seat(0, Opening(0))
         keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
