@@ -1,9 +1,9 @@
 """How fast are the kernels here? python -m pallas_kernels.bench --all --json out.json
 
-Each case of each op against the reference (XLA), JAX's own attention, and tokamax where it is installed. The arms take
-turns on fresh random inputs; each number is a median; beside it stands the arm's largest error, and what the device's own
-copy bandwidth and product rate, measured in the same run, would allow (roofline). Without an accelerator the kernels run
-in the interpreter at a tiny size: that shows that the script works, its times mean nothing.
+Each case of each op against the reference (XLA), JAX's own attention or bfloat16 product, and tokamax or qwix where they are
+installed. The arms take turns on fresh random inputs; each number is a median; beside it stands the arm's largest error, and
+what the device's own copy bandwidth and product rate, measured in the same run, would allow (roofline). Without an
+accelerator the kernels run in the interpreter at a tiny size: that shows that the script works, its times mean nothing.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import platform
 import random
 import statistics
@@ -29,9 +30,14 @@ from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.block_causal_attention import reference as block_reference
 from pallas_kernels.cached_attention import cases as cached_cases
 from pallas_kernels.cached_attention import reference as cached_reference
-from pallas_kernels.implementation import PLATFORMS, compiled_for, load
+from pallas_kernels.implementation import PLATFORMS, compiled_for, load, platforms, refusal
+from pallas_kernels.norm_modulate import cases as norm_cases
+from pallas_kernels.norm_modulate import reference as norm_reference
+from pallas_kernels.quantized_matmul import cases as quantized_cases
+from pallas_kernels.quantized_matmul import reference as quantized_reference
+from pallas_kernels.softmax_attention import is_narrow, widened
 
-OPS = ("block_causal_attention", "cached_attention")
+OPS = ("block_causal_attention", "cached_attention", "norm_modulate", "quantized_matmul")
 INPUTS = 4
 LEAST_S = 0.02
 """One timing covers as many calls as take this long, so that the host's part of a call is hidden behind the device's."""
@@ -43,7 +49,7 @@ class Ceilings:
 
     Attributes:
       bandwidth: Bytes a second of a copy, read and written.
-      rate: Floating-point operations a second of a square product.
+      rate: Floating-point operations a second of a square product of bfloat16; products of 8 bits may pass it.
     """
 
     bandwidth: float
@@ -56,7 +62,7 @@ class Work:
 
     Attributes:
       arms: Name -> function of the arguments.
-      flops: Operations on pairs of tokens that see each other.
+      flops: Operations of its products; of attention, on pairs of tokens that see each other.
       bytes: Every input read and every output written once.
       skipped: Name -> why an arm is not here.
     """
@@ -98,8 +104,7 @@ def measure(work: Work, ceilings: Ceilings, rounds: int) -> list[Row]:
     """A row for each arm of the work."""
     head = (work.op, work.case, work.kind, work.dtype, work.shape)
     inputs = [jax.device_put(work.arguments(seed)) for seed in range(INPUTS)]
-    exact = jax.jit(work.arms["reference"])(*jax.tree.map(_in_float32, inputs[0]))
-    rows, arms, calls, errors = [], {}, {}, {}
+    exact, rows, arms, calls, errors = _exact(work, inputs[0]), [], {}, {}, {}
     for name, function in work.arms.items():
         try:
             arms[name] = jax.jit(function)
@@ -119,6 +124,17 @@ def measure(work: Work, ceilings: Ceilings, rounds: int) -> list[Row]:
     return rows + [Row(*head, name, None, None, None, why) for name, why in work.skipped.items()]
 
 
+def _exact(work: Work, inputs: tuple[Any, ...]) -> Any:
+    """The reference in float32; on the host where its logits need more memory than the device has."""
+    wide = jax.tree.map(_in_float32, inputs)
+    try:
+        return jax.device_get(jax.jit(work.arms["reference"])(*wide))
+    except jax.errors.JaxRuntimeError:
+        host = jax.devices("cpu")[0]
+        with jax.default_device(host):
+            return jax.device_get(jax.jit(work.arms["reference"])(*jax.device_put(wide, host)))
+
+
 def _seconds(function: Callable[..., Any], inputs: list[Any], calls: int) -> float:
     """Seconds of one call, of so many in a row."""
     began = time.perf_counter()
@@ -130,7 +146,9 @@ def _seconds(function: Callable[..., Any], inputs: list[Any], calls: int) -> flo
 
 
 def _in_float32(leaf: Any) -> Any:
-    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    """All that is rounded on the way; numbers of 8 bits are what they are."""
+    is_rounded = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize > 1
+    return leaf.astype(jnp.float32) if is_rounded else leaf
 
 
 def _error(found: Any, right: Any) -> float:
@@ -161,27 +179,24 @@ def _best(function: Callable[..., Any], argument: Any) -> float:
 def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: bool) -> Work:
     """Training's attention: the clip to itself."""
     b, t, s, n, g, k = case.shape
-    static = {"window_frames": case.window_frames, "is_per_site": False, "drafts": case.drafts}
+    static = case.static
     segment = case.arguments()[3]
     mask = np.asarray(block_reference.frame_mask(jnp.asarray(segment), case.window_frames, case.drafts))
-    arms: dict[str, Any] = {
-        "reference": functools.partial(block_reference.block_causal_attention, **static),
-        **_our_arms("block_causal_attention", case.arguments(), static, tiny),
-    }
+    arms: dict[str, Any] = {"reference": functools.partial(block_reference.block_causal_attention, **static)}
     skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "block_causal_attention", case.shapes(), static, tiny)
     dense = jnp.asarray(np.kron(mask, np.ones((s, s), bool)))[:, None]
     for other in ("xla", "cudnn"):
         arms[f"jax.nn {other}, dense mask"] = functools.partial(_jax_attention, implementation=other, mask=dense)
     arms["jax.nn cudnn, token window (another mask)"] = functools.partial(
         _jax_attention, implementation="cudnn", is_causal=True, local_window_size=((case.window_frames + 1) * s - 1, 0)
     )
-    _add_tokamax(arms, skipped, functools.partial(_tokamax_attention, mask=dense))
+    _add_installed(arms, skipped, "tokamax", ", dense mask", functools.partial(_tokamax_attention, mask=dense))
     _drop_cudnn(arms, skipped)
     item = jnp.dtype(case.dtype).itemsize
     flops, size = 4.0 * mask.sum() * s * s * n * k, item * b * t * s * k * (2 * n + 2 * g)
     if with_gradient:
-        cotangent = jnp.asarray(np.random.default_rng(1).standard_normal((b, t, s, n, k)), jnp.float32)
-        arms = {arm: _with_gradient(function, cotangent) for arm, function in arms.items()}
+        arms = {arm: _with_gradient(function, case) for arm, function in arms.items()}
         flops, size = 3.5 * flops, 3 * size
     return Work(
         "block_causal_attention", name, "fwd+bwd" if with_gradient else "fwd", case.dtype, case.shape,
@@ -192,27 +207,43 @@ def block_work(name: str, case: block_cases.Case, with_gradient: bool, tiny: boo
 def cached_work(name: str, case: cached_cases.Case, tiny: bool) -> Work:
     """Playing's attention: the frame in flight to the ring."""
     b, f, _, s, n, g, k = case.shape
-    static = {"window_frames": case.window_frames, "is_per_site": case.is_per_site}
-    arms: dict[str, Any] = {
-        "reference": functools.partial(cached_reference.cached_attention, **static),
-        **_our_arms("cached_attention", case.arguments(), static, tiny),
-    }
+    static = case.static
+    arms: dict[str, Any] = {"reference": functools.partial(cached_reference.cached_attention, **static)}
     skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "cached_attention", case.shapes(), static, tiny)
     jax_cached = functools.partial(_jax_cached, window=case.window_frames, is_per_site=case.is_per_site)
     for other in ("xla", "cudnn"):
         arms[f"jax.nn {other}, dense mask"] = functools.partial(
             jax_cached, attend=functools.partial(_jax_attention, implementation=other)
         )
-    _add_tokamax(arms, skipped, functools.partial(jax_cached, attend=_tokamax_attention))
+    tokamax = functools.partial(jax_cached, attend=_tokamax_attention)
+    _add_installed(arms, skipped, "tokamax", ", dense mask", tokamax)
     _drop_cudnn(arms, skipped)
     ages = case.arguments()[5]
     seen = int(
         np.asarray(cached_reference.visible(jnp.asarray(ages), jnp.ones((b, f), bool), case.window_frames)).sum()
     )
-    item, meets = jnp.dtype(case.dtype).itemsize, 1 if case.is_per_site else s
+    item, ring_item = jnp.dtype(case.dtype).itemsize, jnp.dtype(case.ring or case.dtype).itemsize
+    meets = 1 if case.is_per_site else s
     return Work(
         "cached_attention", name, "fwd", case.dtype, case.shape, functools.partial(_cast_arguments, case), arms,
-        4.0 * seen * s * meets * n * k, item * s * k * (2 * b * f * n + 2 * g * seen), skipped,
+        4.0 * seen * s * meets * n * k, s * k * (2 * b * f * n * item + 2 * g * seen * ring_item), skipped,
+    )  # fmt: skip
+
+
+def norm_work(name: str, case: norm_cases.Case, with_gradient: bool, tiny: bool) -> Work:
+    """Between two sub-blocks: one reads the stream and the branch and writes the stream and its norm, each once."""
+    arms: dict[str, Any] = {"reference": functools.partial(norm_reference.norm_modulate, **case.static)}
+    skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "norm_modulate", case.shapes(), case.static, tiny)
+    arrays = 4 if case.has_branch else 2
+    if with_gradient:
+        arms = {arm: _with_gradient(function, case) for arm, function in arms.items()}
+        arrays += 6 if case.has_branch else 4
+    size = jnp.dtype(case.dtype).itemsize * math.prod(case.shape)
+    return Work(
+        "norm_modulate", name, "fwd+bwd" if with_gradient else "fwd", case.dtype, case.shape,
+        functools.partial(_cast_arguments, case), arms, 0.0, arrays * size, skipped,
     )  # fmt: skip
 
 
@@ -223,14 +254,35 @@ def _cast_arguments(case: Any, seed: int) -> tuple[Any, ...]:
     )
 
 
-def _our_arms(op: str, arguments: tuple[Any, ...], static: dict[str, Any], tiny: bool) -> dict[str, Any]:
+def quantized_work(name: str, case: quantized_cases.Case, tiny: bool) -> Work:
+    """A linear layer in 8 bits; the arms also get the weight as it was before."""
+    m, i, o = case.shape
+    arms: dict[str, Any] = {"reference": quantized_reference.quantized_matmul}
+    skipped: dict[str, str] = {}
+    _add_ours(arms, skipped, "quantized_matmul", case.shapes(), {}, tiny)
+    _add_installed(arms, skipped, "qwix", "", _qwix_product)
+    arms = {arm: functools.partial(_on_quantized, function) for arm, function in arms.items()}
+    arms[f"{case.dtype} product"] = lambda x, _, plain: x @ plain
+    item = jnp.dtype(case.dtype).itemsize
+    return Work(
+        "quantized_matmul", name, "fwd", case.dtype, case.shape,
+        lambda seed: (*case.arguments(seed), case.plain(seed)[1]), arms,
+        2.0 * m * i * o, item * m * (i + o) + i * o + 4 * o, skipped,
+    )  # fmt: skip
+
+
+def _add_ours(
+    arms: dict[str, Any], skipped: dict[str, str], op: str, shapes: tuple[Any, ...], static: dict[str, Any], tiny: bool
+) -> None:
     """The kernels that run here: natively, or tiny in an interpreter."""
-    device = compiled_for()
-    return {
-        f"pallas_kernels {here.name}": functools.partial(load(op, here.name), **static, **_interpreted(here.name, tiny))
-        for here in PLATFORMS
-        if here.takes(device) or tiny
-    }
+    for here in platforms(op):
+        arm = f"pallas_kernels {here.name}"
+        if not here.takes(compiled_for()) and not tiny:
+            continue
+        if why := refusal(op, here.name, shapes, static):
+            skipped[arm] = why
+        else:
+            arms[arm] = functools.partial(load(op, here.name), **static, **_interpreted(here.name, tiny))
 
 
 def _interpreted(name: str, tiny: bool) -> dict[str, Any]:
@@ -260,8 +312,10 @@ def _tokamax_attention(q: Any, k: Any, v: Any, *_: Any, mask: Any) -> Any:
     return tokamax.dot_product_attention(_flat(q), _flat(k), _flat(v), mask=mask).reshape(q.shape)
 
 
-def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, attend, window, is_per_site):
+def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, ring_scale, *, attend, window, is_per_site):
     del sink
+    if is_narrow(ring_k):
+        ring_k, ring_v = widened(ring_k, ring_v, ring_scale, k.dtype)
     table = cached_reference.visible(ring_age, is_block_seen, window)
     keys, values = jnp.concatenate([ring_k, k], 1), jnp.concatenate([ring_v, v], 1)
     if is_per_site:  # frames are the sequence and sites more heads: the same arrays, seen otherwise
@@ -271,19 +325,38 @@ def _jax_cached(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, atten
     return attend(q, keys, values, mask=mask)
 
 
-def _with_gradient(function: Callable[..., Any], cotangent: Any) -> Callable[..., Any]:
-    def both(q, k, v, *rest):
-        out, pull = jax.vjp(lambda q, k, v: function(q, k, v, *rest), q, k, v)
-        return out, pull(cotangent.astype(out.dtype))
+def _on_quantized(function: Callable[..., Any], x: Any, weight: Any, _plain: Any) -> Any:
+    return function(x, weight)
+
+
+def _qwix_product(x: Any, weight: Any) -> Any:
+    import qwix  # pyright: ignore[reportMissingImports]  # where it is installed
+
+    dtype = weight.values.dtype
+    rows = qwix.quantize(x, dtype, channelwise_axes=(0,))
+    kept = qwix.QArray(weight.values, weight.scale[None], None, dtype)
+    return qwix.dot_general(rows, kept, (((1,), (0,)), ((), ()))).astype(x.dtype)
+
+
+def _with_gradient(function: Callable[..., Any], case: Any) -> Callable[..., Any]:
+    shape = case.shapes()[0].shape  # of every output
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+
+    def both(*arguments):
+        moving, rest = arguments[: case.moving], arguments[case.moving :]
+        out, pull = jax.vjp(lambda *moving: function(*moving, *rest), *moving)
+        return out, pull(jax.tree.map(lambda a: cotangent.astype(a.dtype), out))
 
     return both
 
 
-def _add_tokamax(arms: dict[str, Any], skipped: dict[str, str], function: Callable[..., Any]) -> None:
-    if importlib.util.find_spec("tokamax"):
-        arms["tokamax, dense mask"] = function
+def _add_installed(
+    arms: dict[str, Any], skipped: dict[str, str], package: str, how: str, function: Callable[..., Any]
+) -> None:
+    if importlib.util.find_spec(package):
+        arms[package + how] = function
     else:
-        skipped["tokamax, dense mask"] = "tokamax is not installed"
+        skipped[package + how] = f"{package} is not installed"
 
 
 def _drop_cudnn(arms: dict[str, Any], skipped: dict[str, str]) -> None:
@@ -296,14 +369,20 @@ def _drop_cudnn(arms: dict[str, Any], skipped: dict[str, str]) -> None:
 
 def works(ops: tuple[str, ...], tiny: bool) -> list[Work]:
     """All there is to measure; tiny: the smallest case of each op that every kernel takes."""
-    blocks, cacheds = block_cases.LARGE, cached_cases.LARGE
-    if tiny:
-        blocks, cacheds = ({"bfloat16": cases.SMALL["bfloat16"]} for cases in (block_cases, cached_cases))
+    one = "bfloat16"
+    blocks = {one: block_cases.SMALL[one]} if tiny else block_cases.LARGE
+    cacheds = {one: cached_cases.SMALL[one]} if tiny else cached_cases.LARGE
+    norms = {one: norm_cases.SMALL[one]} if tiny else norm_cases.LARGE
+    quantizeds = {one: quantized_cases.SMALL[one]} if tiny else quantized_cases.LARGE
     chosen: list[Work] = []
     if "block_causal_attention" in ops:
         chosen += [block_work(*item, gradient, tiny) for item in blocks.items() for gradient in (False, True)]
     if "cached_attention" in ops:
         chosen += [cached_work(*item, tiny) for item in cacheds.items()]
+    if "norm_modulate" in ops:
+        chosen += [norm_work(*item, gradient, tiny) for item in norms.items() for gradient in (False, True)]
+    if "quantized_matmul" in ops:
+        chosen += [quantized_work(*item, tiny) for item in quantizeds.items()]
     return chosen
 
 
@@ -376,10 +455,10 @@ def main(arguments: list[str] | None = None) -> int:
     for work in works(OPS if options.all else tuple(options.ops), tiny):
         print(f"{work.op}, {work.case}, {work.kind} ...", file=sys.stderr, flush=True)
         rows += measure(work, ceiling, 1 if tiny else options.rounds)
+        if options.json is not None:  # after each work, so that nothing measured is lost
+            content = {**where, "rows": [dataclasses.asdict(row) for row in rows]}
+            options.json.write_text(json.dumps(content, indent=2) + "\n")
     print(markdown(rows))
-    if options.json is not None:
-        content = {**where, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0
 
 

@@ -13,10 +13,10 @@ FOLDER = Path(__file__).parent
 
 
 class Sizes(NamedTuple):
-    """How a flash kernel is cut.
+    """How a kernel is cut.
 
     Attributes:
-      rows: TPU: the most queries in a block, a multiple of 128.
+      rows: The most rows in a block: TPU attention, queries, a multiple of 128; norms and 8-bit layers, tokens.
       workers: GPU: the most warpgroups that compute in one block, 64 queries each.
       stages: GPU: how many tiles of keys may be on their way.
     """
@@ -26,15 +26,27 @@ class Sizes(NamedTuple):
     stages: int = 2
 
 
+GPUS = ("GH200", "H200", "H100", "B200", "A100")
 _tried: list[Sizes] = []
+
+
+def kind() -> str:
+    """Of the device that is compiled for, as `tuned.json` names it: "NVIDIA H100 80GB HBM3" is an H100."""
+    named = compiled_for().device_kind
+    return next((gpu for gpu in GPUS if gpu in named), named)
 
 
 def sizes_of(op: str) -> Sizes:
     """The sizes of this op on the device that is compiled for."""
     if _tried:
         return _tried[-1]
-    found = read(op).get(compiled_for().device_kind, {})
+    found = read(op).get(kind(), {})
     return Sizes(**found)
+
+
+def is_measured(op: str) -> bool:
+    """Whether the op has sizes for the kind of device that is compiled for, found there or being tried."""
+    return bool(_tried) or kind() in read(op)
 
 
 @contextlib.contextmanager

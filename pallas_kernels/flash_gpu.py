@@ -8,8 +8,9 @@ Source: FlashAttention-3, section 3.1 (a producer, several consumers).
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,12 @@ from pallas_kernels.block_sizes import Sizes
 from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
 
 TILE = 64
-REGISTERS = {"worker": 240, "fetcher": 40}
+LOG2_E = 1.4426950408889634
+"""exp(x) is 2 ** (x * LOG2_E): a GPU has an instruction for powers of two, and the scale of the logits is folded into the factor."""
+FAST = plgpu.CompilerParams(approx_math=True)
+REGISTERS = {2: (232, 40), 3: (160, 32)}
+"""By the number of workers: what a thread of a worker and one of the fetcher may have. A core has 65,536 for all of them; a block that
+asks for more waits for ever."""
 _TILED = plgpu.Layout.WGMMA
 _A_ROW, _A_COLUMN = _TILED.reduce(1), _TILED.reduce(0)
 
@@ -72,12 +78,12 @@ def _zeros(*shape: int, layout: Any) -> Any:
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
 
-def _real_only(logits: Any, part: Any, real: int) -> Any:
+def _real_only(products: Any, part: Any, real: int) -> Any:
     """Nothing of the tokens that pad a frame: those from `real` on, in the last of its parts."""
     if real % TILE == 0:
-        return logits
+        return products
     token = plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), 1, layout=_TILED) + part * TILE
-    return jnp.where(token < real, logits, NOTHING)
+    return jnp.where(token < real, products, NOTHING)
 
 
 def store(ref: Any, value: Any) -> None:
@@ -124,17 +130,16 @@ def _launch(
     """Runs `work` on each worker and `fetch` on the one that fetches, for each (row of the batch, head, frame, block)."""
 
     def kernel(*refs: Any) -> None:
-        me = lax.axis_index("warpgroup")
-        where = tuple(lax.axis_index(axis) for axis in ("row", "head", "frame", "block"))
+        me, where = lax.axis_index("warpgroup"), _unravelled(lax.axis_index("cell"), grid)
 
         @pl.when(me < workers)
         def _():
-            _limit_registers("worker", interpret)
+            _limit_registers(workers, "increase", interpret)
             work(me, where, *refs)
 
         @pl.when(me == workers)
         def _():
-            _limit_registers("fetcher", interpret)
+            _limit_registers(workers, "decrease", interpret)
             fetch(where, *refs)
 
     kernel.__name__ = name
@@ -143,17 +148,27 @@ def _launch(
         kernel,
         out_type=results,
         scratch_types=scratch,
-        grid=grid,
-        grid_names=("row", "head", "frame", "block"),
+        grid=(math.prod(grid),),  # one axis: only the first of a GPU's grid may be longer than 65,535
+        grid_names=("cell",),
         num_threads=workers + 1,
         thread_name="warpgroup",
+        compiler_params=FAST,
         **choice,
     )(*arrays)
 
 
-def _limit_registers(role: str, interpret: Any) -> None:
-    if not interpret:  # the interpreter has no registers to give
-        plgpu.set_max_registers(REGISTERS[role], action="increase" if role == "worker" else "decrease")
+def _unravelled(cell: Any, grid: tuple[int, ...]) -> tuple[Any, ...]:
+    """Where a cell of the grid is, the last axis changing fastest."""
+    where = []
+    for size in grid[::-1]:
+        where, cell = [lax.rem(cell, size), *where], lax.div(cell, size)
+    return tuple(where)
+
+
+def _limit_registers(workers: int, action: Literal["increase", "decrease"], interpret: Any) -> None:
+    """One worker and the fetcher may have all they want; the interpreter has no registers to give."""
+    if workers > 1 and not interpret:
+        plgpu.set_max_registers(REGISTERS[workers][action == "decrease"], action=action)
 
 
 def _mine(block: Any, me: Any, workers: int) -> Any:
@@ -164,9 +179,29 @@ def _part(step: Any, parts: int) -> Any:
     return pl.ds(lax.rem(step, parts) * TILE, TILE)
 
 
-def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any) -> tuple[Any, Any]:
+def _fetch_seen(
+    where: tuple[Any, ...], shared: int, parts: int, order: Any, count: Any, sources: tuple[Any, Any],
+    rings: tuple[_Ring, _Ring],
+) -> None:  # fmt: skip
+    """Brings the keys and values of the frames that this frame sees, tile by tile."""
+    (row, head, frame, _), (k, v), (keys, values) = where, sources, rings
+    group = lax.div(head, shared)
+
+    def turn(step, _):
+        other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
+        keys.fetch(step, k.at[row, other, part, group])
+        values.fetch(step, v.at[row, other, part, group])
+
+    lax.fori_loop(0, count[row, frame] * parts, turn, None)
+
+
+def _forward(
+    sizes: Sizes, q: Any, k: Any, v: Any, worth: None, lists: Lists, real: int, interpret: Any
+) -> tuple[Any, Any]:
+    assert worth is None, "cached_attention/gpu.py widens rings of 8 bits"
     (batch, frames, tokens, heads, channels), parts = q.shape, k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // k.shape[3]
+    power = scale * LOG2_E
 
     def work(me, where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
         row, head, frame, block = where
@@ -177,10 +212,11 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
 
         def turn(step, carry):
             best, total, answer = carry
-            logits = _real_only(multiply(my_queries, keys.take(step).T) * scale, lax.rem(step, parts), real)
+            products = _real_only(multiply(my_queries, keys.take(step).T), lax.rem(step, parts), real)
             keys.give_back(step)
-            new = jnp.maximum(best, jnp.max(logits, axis=1))
-            keep, share = jnp.exp(best - new), jnp.exp(logits - spread(new, TILE))
+            new = jnp.maximum(best, jnp.max(products, axis=1))
+            keep = jnp.exp2((best - new) * power)
+            share = jnp.exp2(products * power - spread(new * power, TILE))
             store(my_weights, share)
             answer = answer * spread(keep, channels) + multiply(my_weights, values.take(step))
             values.give_back(step)
@@ -193,21 +229,14 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
         )
         best, total, answer = lax.fori_loop(0, count[row, frame] * parts, turn, start)
         some = jnp.where(total > 0.0, total, 1.0)
-        lse[row, frame, head, mine] = best + jnp.log(some)
+        lse[row, frame, head, mine] = best * scale + jnp.log(some)
         store(my_queries, answer / spread(some, channels))
         plgpu.copy_smem_to_gmem(my_queries, out.at[row, frame, mine, head])
         plgpu.wait_smem_to_gmem(0)
 
     def fetch(where, q, k, v, order, count, out, lse, queries, weights, loaded, keys, values, *barriers):
-        row, head, frame, _ = where
-        keys, values, group = _Ring(keys, *barriers[:2]), _Ring(values, *barriers[2:]), lax.div(head, shared)
-
-        def turn(step, _):
-            other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
-            keys.fetch(step, k.at[row, other, part, group])
-            values.fetch(step, v.at[row, other, part, group])
-
-        lax.fori_loop(0, count[row, frame] * parts, turn, None)
+        rings = _Ring(keys, *barriers[:2]), _Ring(values, *barriers[2:])
+        _fetch_seen(where, shared, parts, order, count, (k, v), rings)
 
     return _launch(
         "frame_flash", work, fetch,
@@ -221,7 +250,7 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
     )  # fmt: skip
 
 
-def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, real: int, interpret: Any) -> Any:
     (batch, frames, tokens, heads, channels), parts = saved.q.shape, saved.k.shape[2] // TILE
     workers, scale, shared = _workers(tokens, sizes), channels**-0.5, heads // saved.k.shape[3]
 
@@ -240,12 +269,13 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
         plgpu.barrier_wait(loaded.at[me])
         plgpu.copy_gmem_to_smem(d_out.at[row, frame, mine, head], my_answers, loaded.at[me])
         plgpu.barrier_wait(loaded.at[me])
-        sums = plgpu.load(lse.at[row, frame, head, mine], layout=_A_ROW, optimized=False)
+        sums = plgpu.load(lse.at[row, frame, head, mine], layout=_A_ROW, optimized=False) * LOG2_E
         means = plgpu.load(delta.at[row, frame, head, mine], layout=_A_ROW, optimized=False)
 
         def turn(step, gathered):
             tile = keys.take(step)
-            share = jnp.exp(multiply(my_queries, tile.T) * scale - spread(sums, TILE))
+            products = _real_only(multiply(my_queries, tile.T), lax.rem(step, parts), real)
+            share = jnp.exp2(products * (scale * LOG2_E) - spread(sums, TILE))
             error = share * (multiply(my_answers, values.take(step).T) - spread(means, TILE))
             values.give_back(step)
             store(my_errors, error)
@@ -261,15 +291,8 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
     def fetch(
         where, q, k, v, d_out, lse, delta, order, count, d_q, queries, errors, answers, loaded, keys, values, *bs
     ):
-        row, head, frame, _ = where
-        keys, values, group = _Ring(keys, *bs[:2]), _Ring(values, *bs[2:]), lax.div(head, shared)
-
-        def turn(step, _):
-            other, part = order[row, frame, lax.div(step, parts)], _part(step, parts)
-            keys.fetch(step, k.at[row, other, part, group])
-            values.fetch(step, v.at[row, other, part, group])
-
-        lax.fori_loop(0, count[row, frame] * parts, turn, None)
+        rings = _Ring(keys, *bs[:2]), _Ring(values, *bs[2:])
+        _fetch_seen(where, shared, parts, order, count, (k, v), rings)
 
     q, k = saved.q, saved.k
     return _launch(
@@ -283,7 +306,7 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
     )  # fmt: skip
 
 
-def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, _real: int, interpret: Any) -> Any:
     (batch, frames, tokens, groups, channels), parts = saved.k.shape, saved.q.shape[2] // TILE
     shared = saved.q.shape[3] // groups
     workers, scale = _workers(tokens, sizes), channels**-0.5
@@ -329,10 +352,12 @@ def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> 
             of_keys, of_values = carry
             other, part, member = place(step, order, row, frame)
             head = group * shared + member
-            sums = plgpu.load(lse.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
+            sums = plgpu.load(lse.at[row, other, head, part], layout=_A_COLUMN, optimized=False) * LOG2_E
             means = plgpu.load(delta.at[row, other, head, part], layout=_A_COLUMN, optimized=False)
             tile = queries.take(step)
-            share = jnp.exp(multiply(my_keys, tile.T) * scale - lax.broadcast_in_dim(sums, (TILE, TILE), (1,)))
+            share = jnp.exp2(
+                multiply(my_keys, tile.T) * (scale * LOG2_E) - lax.broadcast_in_dim(sums, (TILE, TILE), (1,))
+            )
             store(my_shares, share)
             given = answers.take(step)
             of_values = of_values + multiply(my_shares, given)

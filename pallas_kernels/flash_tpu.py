@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.block_sizes import Sizes
 from pallas_kernels.frame_flash import NOTHING, Kernels, Lists, Saved
+from pallas_kernels.softmax_attention import is_narrow
 
 LANES = 128
 
@@ -79,6 +80,11 @@ class _Grid:
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "parallel", "arbitrary"))
 
 
+def _wide(a: Any, dtype: Any) -> Any:
+    """Numbers of 8 bits in the type of the products; by float32, the only way that all TPUs have."""
+    return a.astype(jnp.float32).astype(dtype) if is_narrow(a) else a
+
+
 def _rows(a: Any, groups: int) -> Any:
     """Tokens of all heads that share keys under each other."""
     return rearrange(a, "b t s (g m) k -> b g t (m s) k", g=groups)
@@ -97,14 +103,27 @@ def _of(lists: Lists) -> tuple[Any, Any]:
     return lists.order.reshape(-1), lists.count.reshape(-1)
 
 
-def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any) -> tuple[Any, Any]:
+def _real_only(logits: Any, grid: _Grid, column: int, real: int) -> Any:
+    """Nothing of the tokens that pad a frame: those from `real` on."""
+    if real == grid.across * column:
+        return logits
+    first = pl.program_id(4) % grid.across * column
+    token = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    return jnp.where(token < real, logits, NOTHING)
+
+
+def _forward(
+    sizes: Sizes, q: Any, k: Any, v: Any, worth: Any, lists: Lists, real: int, interpret: Any
+) -> tuple[Any, Any]:
     most, tokens = lists.order.shape[-1], q.shape[2]
+    worths = [rearrange(a.astype(jnp.float32), "b u s g -> b g u 1 s") for a in worth or ()]
     q, k, v = _rows(q, k.shape[3]), _columns(k), _columns(v)
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
     row, column = _block(rows, sizes), _block(columns, sizes)
     grid, scale = _Grid(batch, groups, frames, (rows, row), (columns, column), most), head**-0.5
 
-    def kernel(order, count, q, k, v, out, lse, best, total, answer):
+    def kernel(order, count, q, k, v, *refs):
+        *worth, out, lse, best, total, answer = refs
         is_first, is_real, is_last = grid.turn(count)
 
         @pl.when(is_first)
@@ -115,15 +134,17 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
 
         @pl.when(is_real)
         def _():
-            logits = _product(k[...], q[...], (1, 1)) * scale
-            if real < columns:
-                first = pl.program_id(4) % grid.across * column
-                token = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-                logits = jnp.where(token < real, logits, NOTHING)
+            keys, values = _wide(k[...], q.dtype), _wide(v[...], q.dtype)
+            logits = _product(keys, q[...], (1, 1)) * scale
+            if worth:
+                logits *= worth[0][...].T
+            logits = _real_only(logits, grid, column, real)
             new = jnp.maximum(best[...], logits.max(0, keepdims=True))
             weights, keep = jnp.exp(logits - new), jnp.exp(best[...] - new)
             total[...] = total[...] * keep + weights.sum(0, keepdims=True)
-            answer[...] = answer[...] * keep + _product(v[...], weights.astype(v.dtype), (0, 0))
+            if worth:
+                weights *= worth[1][...].T
+            answer[...] = answer[...] * keep + _product(values, weights.astype(values.dtype), (0, 0))
             best[...] = new
 
         @pl.when(is_last)
@@ -138,7 +159,10 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=grid.shape,
-            in_specs=[grid.here(row, head), grid.there(column, head), grid.there(column, head)],
+            in_specs=[
+                grid.here(row, head), grid.there(column, head), grid.there(column, head),
+                *(grid.there(1, column) for _ in worths),
+            ],
             out_specs=[grid.here(row, head), grid.here(1, row)],
             scratch_shapes=[
                 pltpu.VMEM((1, row), jnp.float32),
@@ -156,7 +180,7 @@ def _forward(sizes: Sizes, q: Any, k: Any, v: Any, lists: Lists, real: int, inte
         ),
         interpret=interpret,
         name="frame_flash",
-    )(*_of(lists), q, k, v)
+    )(*_of(lists), q, k, v, *worths)  # fmt: skip
     out = rearrange(out, "b g t (m s) k -> b t s (g m) k", s=tokens)
     return out, rearrange(lse, "b g t 1 (m s) -> b t (g m) s", s=tokens)
 
@@ -169,7 +193,7 @@ def _arrays(saved: Saved) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, real: int, interpret: Any) -> Any:
     q, k, v, d_out, lse, delta = _arrays(saved)
     most, tokens = lists.order.shape[-1], saved.q.shape[2]
     (batch, groups, frames, rows, head), columns = q.shape, k.shape[3]
@@ -185,7 +209,8 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
 
         @pl.when(is_real)
         def _():
-            weights = jnp.exp(_product(k[...], q[...], (1, 1)) * scale - lse[...])
+            logits = _real_only(_product(k[...], q[...], (1, 1)) * scale, grid, column, real)
+            weights = jnp.exp(logits - lse[...])
             error = weights * (_product(v[...], d_out[...], (1, 1)) - delta[...])
             gathered[...] += _product(k[...], error.astype(k.dtype), (0, 0))
 
@@ -213,7 +238,7 @@ def _backward_queries(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) 
     return rearrange(d_q, "b g t (m s) k -> b t s (g m) k", s=tokens)
 
 
-def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, interpret: Any) -> Any:
+def _backward_keys(sizes: Sizes, saved: Saved, lists: Lists, _real: int, interpret: Any) -> Any:
     q, k, v, d_out, lse, delta = _arrays(saved)
     (batch, groups, _, rows, head), (frames, columns) = q.shape, k.shape[2:4]
     row, column = _block(rows, sizes), _block(columns, sizes)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.softmax_attention import Kept, Worth, is_narrow, widened
+
 NOTHING = -1e30
 """The logarithm of an empty sum, finite so that nothing becomes NaN."""
 
@@ -37,12 +39,12 @@ class Saved(NamedTuple):
 
 class Forward(Protocol):
     def __call__(
-        self, q: Any, k: Any, v: Any, lists: Lists, real: int, interpret: Any
+        self, q: Any, k: Any, v: Any, worth: Worth | None, lists: Lists, real: int, interpret: Any
     ) -> tuple[Float[Array, "b t s n k"], Float[Array, "b t n s"]]: ...
 
 
 class Backward(Protocol):
-    def __call__(self, saved: Saved, lists: Lists, interpret: Any) -> Any: ...
+    def __call__(self, saved: Saved, lists: Lists, real: int, interpret: Any) -> Any: ...
 
 
 class Kernels(NamedTuple):
@@ -51,7 +53,8 @@ class Kernels(NamedTuple):
     Attributes:
       tile: Frames come to them padded with zeros to a multiple of so many tokens.
       forward: (answers, logarithm of each query's sum of exponentials in float32; `NOTHING` where it sees nothing).
-        Only the first `real` tokens of a frame are seen. (Backwards the zeros beyond give nothing of themselves.)
+        Only the first `real` tokens of a frame are seen, here and in the gradients.
+        Keys and values may be of 8 bits, with a worth or without, where the platform's `refusal` lets them pass.
       backward_queries: Gradient of q, by the frames that each frame sees.
       backward_keys: Gradients of k and v, by the frames that see each frame.
     """
@@ -65,32 +68,33 @@ class Kernels(NamedTuple):
 def frame_flash(
     kernels: Kernels,
     q: Float[Array, "b t s n k"],
-    k: Float[Array, "b u s g k"],
-    v: Float[Array, "b u s g k"],
+    k: Kept,
+    v: Kept,
     visible: Bool[Array, "b t u"],
     *,
     most_seen: int,
     most_seen_by: int,
+    worth: Worth | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "b t s n k"], Float[Array, "b t n s"]]:
     """Every token of frame t against every token of the frames it sees; differentiable in q, k and v.
 
     `most_seen` bounds the frames that one frame sees, `most_seen_by` the frames that see one. A frame that sees
-    nothing answers zero.
+    nothing answers zero. Keys and values of 8 bits count times their `worth`, and get no gradient.
 
     Returns:
       The answers, and the logarithm of each query's sum of exponentials (float32), by which `join` joins several calls.
     """
     sizes = (min(most_seen, k.shape[1]), min(most_seen_by, q.shape[1]))
     tokens, real = q.shape[2], k.shape[2]
-    q, k, v = (_padded(a, kernels.tile) for a in (q, k, v))
-    out, lse = _attend(kernels, sizes, real, interpret, q, k, v, visible)
+    q, k, v, worth = jax.tree.map(functools.partial(_padded, tile=kernels.tile), (q, k, v, worth))
+    out, lse = _attend(kernels, sizes, real, interpret, q, k, v, worth, visible)
     return out[:, :, :tokens], lse[..., :tokens]
 
 
 def _padded(a: Any, tile: int) -> Any:
     missing = -a.shape[2] % tile
-    return jnp.pad(a, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))) if missing else a
+    return jnp.pad(a, ((0, 0), (0, 0), (0, missing), *((0, 0),) * (a.ndim - 3))) if missing else a
 
 
 def join(parts: list[tuple[Any, Any]]) -> Any:
@@ -107,24 +111,28 @@ def join(parts: list[tuple[Any, Any]]) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _attend(
-    kernels: Kernels, sizes: tuple[int, int], real: int, interpret: Any, q: Any, k: Any, v: Any, visible: Any
-) -> Any:
-    return kernels.forward(q, k, v, _lists(visible, sizes[0]), real, interpret)
+    kernels: Kernels, sizes: tuple[int, int], real: int, interpret: Any,
+    q: Any, k: Any, v: Any, worth: Any, visible: Any,
+) -> Any:  # fmt: skip
+    return kernels.forward(q, k, v, worth, _lists(visible, sizes[0]), real, interpret)
 
 
-def _attend_forward(kernels, sizes, real, interpret, q, k, v, visible):
-    out, lse = _attend(kernels, sizes, real, interpret, q, k, v, visible)
-    return (out, lse), (q, k, v, visible, out, lse)
+def _attend_forward(kernels, sizes, real, interpret, q, k, v, worth, visible):
+    out, lse = _attend(kernels, sizes, real, interpret, q, k, v, worth, visible)
+    return (out, lse), (q, k, v, worth, visible, out, lse)
 
 
-def _attend_backward(kernels, sizes, _real, interpret, kept, given):
-    q, k, v, visible, out, lse = kept
+def _attend_backward(kernels, sizes, real, interpret, kept, given):
+    q, k, v, worth, visible, out, lse = kept
     d_out, d_lse = given
     delta = jnp.einsum("btsnk,btsnk->btns", out, d_out, preferred_element_type=jnp.float32) - d_lse
-    saved = Saved(q, k, v, d_out, lse, delta)
-    d_q = kernels.backward_queries(saved, _lists(visible, sizes[0]), interpret)
-    d_k, d_v = kernels.backward_keys(saved, _lists(jnp.swapaxes(visible, 1, 2), sizes[1]), interpret)
-    return d_q, d_k, d_v, None
+    wide_k, wide_v = widened(k, v, worth, q.dtype) if is_narrow(k) else (k, v)
+    saved = Saved(q, wide_k, wide_v, d_out, lse, delta)
+    d_q = kernels.backward_queries(saved, _lists(visible, sizes[0]), real, interpret)
+    if is_narrow(k):
+        return d_q, None, None, None, None
+    d_k, d_v = kernels.backward_keys(saved, _lists(jnp.swapaxes(visible, 1, 2), sizes[1]), real, interpret)
+    return d_q, d_k, d_v, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -2,7 +2,8 @@
 
 An op is a folder: `reference.py` says what it computes, `<name>.py` computes it on the platform of that name. Such a file has
 two functions of the same arguments: one with the name of the op, and `refusal`, which says why it cannot take them (None
-where it can). A platform is one line of `PLATFORMS`.
+where it can). Where it also says `NEEDS_MEASUREMENT = True`, `auto` takes it only on kinds of device that `tuned.json` names.
+A platform is one line of `PLATFORMS`.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+ROWS = "data"
+"""The axis of a mesh over which the first axis of every argument of an op, the rows, is spread."""
 Implementation = str
 """`auto` (the best one for the platform compiled for), `reference`, or the name of a platform: that one runs or raises."""
 
@@ -60,19 +63,32 @@ def using(implementation: Implementation) -> Iterator[None]:
         _used.pop()
 
 
+def platforms(op: str) -> list[Platform]:
+    """Those that this op has a file for."""
+    return [platform for platform in PLATFORMS if _module(op, platform.name)]
+
+
 def check_implementation(op: str, implementation: str) -> None:
     """Refuses a name that no implementation of this op has.
 
     Raises:
       ValueError: names the op, what was asked for and what there is.
     """
-    known = ["auto", "reference", *(platform.name for platform in PLATFORMS if _module(op, platform.name))]
+    known = ["auto", "reference", *(platform.name for platform in platforms(op))]
     if implementation not in known:
         raise ValueError(f"{op} has no implementation {implementation!r}; it has {', '.join(known)}")
 
 
-def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], static: dict[str, Any]) -> Any:
+def choose(
+    op: str,
+    implementation: Implementation,
+    arguments: tuple[Any, ...],
+    static: dict[str, Any],
+    whole: tuple[int, ...] = (),
+) -> Any:
     """Runs the implementation that was asked for; `auto` decides by the platform compiled for, not by the host's.
+
+    The first axis of every argument is the rows of a batch, but of those at the places `whole`, which all rows share.
 
     Raises:
       ValueError: the kernel was asked for by name and cannot take these arguments.
@@ -84,16 +100,40 @@ def choose(op: str, implementation: Implementation, arguments: tuple[Any, ...], 
     if implementation == "reference":
         return reference(*arguments)
     if implementation != "auto":
-        if reason := _refusal(op, implementation, arguments, static):
+        if reason := refusal(op, implementation, arguments, static):
             raise ValueError(f"{op}: implementation {implementation!r} was asked for, but {reason}")
         return _function(op, implementation, static)(*arguments)
     device = compiled_for()
-    fitting = [p for p in PLATFORMS if p.takes(device) and _module(op, p.name)]
-    if not fitting or _refusal(op, fitting[0].name, arguments, static):
+    if not _has_whole_rows(arguments[0].shape[0]):
+        return reference(*arguments)
+    fitting = [platform for platform in platforms(op) if platform.takes(device)]
+    if not fitting or refusal(op, fitting[0].name, arguments, static) or not _is_proven(op, fitting[0].name):
         return reference(*arguments)
     # A program for this device may still be lowered for another platform, such as the host of an accelerator.
     kernel = {fitting[0].lowering: _function(op, fitting[0].name, static)}
-    return jax.lax.platform_dependent(*arguments, **kernel, default=reference)
+    run = functools.partial(jax.lax.platform_dependent, **kernel, default=reference)
+    return _over_rows(run, len(arguments), whole)(*arguments)
+
+
+def _row_devices() -> int:
+    """Over how many devices the rows of a batch are spread, as far as the mesh that is traced for says."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    is_spread = kinds.get(ROWS, jax.sharding.AxisType.Manual) != jax.sharding.AxisType.Manual
+    return mesh.shape[ROWS] if is_spread else 1
+
+
+def _has_whole_rows(rows: int) -> bool:
+    return rows % _row_devices() == 0
+
+
+def _over_rows(run: Callable[..., Any], arguments: int, whole: tuple[int, ...]) -> Callable[..., Any]:
+    """The same on a mesh: each device computes its own rows. XLA partitions what it knows; a kernel it would not split."""
+    if _row_devices() == 1:
+        return run
+    rows, shared = jax.sharding.PartitionSpec(ROWS), jax.sharding.PartitionSpec()
+    specs = tuple(shared if i in whole else rows for i in range(arguments))
+    return jax.shard_map(run, in_specs=specs, out_specs=rows, axis_names={ROWS}, check_vma=False)
 
 
 def compiled_for() -> Any:
@@ -115,6 +155,18 @@ def load(op: str, name: str) -> Callable[..., Any]:
     return getattr(_module(op, name), op)
 
 
+def refusal(op: str, name: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:
+    """Why one platform's kernel of the op cannot take these arguments; None where it can."""
+    module = _module(op, name)
+    assert module is not None
+    return module.refusal(*arguments, **static)
+
+
+def needs_measurement(op: str, name: str) -> bool:
+    """Whether one platform's kernel of the op must be measured before `auto` takes it."""
+    return getattr(_module(op, name), "NEEDS_MEASUREMENT", False)
+
+
 def _module(op: str, name: str) -> ModuleType | None:
     path = f"pallas_kernels.{op}.{name}"
     return importlib.import_module(path) if importlib.util.find_spec(path) else None
@@ -124,7 +176,7 @@ def _function(op: str, name: str, static: dict[str, Any]) -> Callable[..., Any]:
     return functools.partial(load(op, name), **static)
 
 
-def _refusal(op: str, name: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:
-    module = _module(op, name)
-    assert module is not None
-    return module.refusal(*arguments, **static)
+def _is_proven(op: str, name: str) -> bool:
+    from pallas_kernels.block_sizes import is_measured  # which asks this file what is compiled for
+
+    return not needs_measurement(op, name) or is_measured(op)

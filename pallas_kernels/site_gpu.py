@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.flash_gpu import TILE, multiply, spread, store, tiles
+from pallas_kernels.flash_gpu import FAST, LOG2_E, TILE, multiply, spread, store, tiles
 from pallas_kernels.frame_flash import NOTHING
 from pallas_kernels.softmax_attention import attend_site
 
@@ -51,14 +51,14 @@ def attend(q: Any, k: Any, v: Any, seen: Any, interpret: Any = False) -> tuple[A
         hidden = plgpu.load(bias.at[row], layout=_TILED, optimized=False)
         plgpu.barrier_wait(loaded.at[0])
         plgpu.barrier_wait(loaded.at[1])
-        logits = multiply(queries.at[0], keys.at[0].T) * scale + hidden
-        best = jnp.max(logits, axis=1)
-        share = jnp.exp(logits - spread(best, ring))
+        products = multiply(queries.at[0], keys.at[0].T) + hidden
+        best = jnp.max(products, axis=1)
+        share = jnp.exp2((products - spread(best, ring)) * (scale * LOG2_E))
         total = jnp.sum(share, axis=1)
         store(weights.at[0], share)
         plgpu.barrier_wait(loaded.at[2])
         answer = multiply(weights.at[0], values.at[0]) / spread(total, channels)
-        lse[row, site, group] = best + jnp.log(total)
+        lse[row, site, group] = best * scale + jnp.log(total)
         store(queries.at[0], answer)
         plgpu.copy_smem_to_gmem(queries.at[0, :rows], out.at[row, site, group])
         plgpu.wait_smem_to_gmem(0)
@@ -76,6 +76,7 @@ def attend(q: Any, k: Any, v: Any, seen: Any, interpret: Any = False) -> tuple[A
         ],
         grid=(batch, sites, groups),
         grid_names=("row", "site", "group"),
+        compiler_params=FAST,
         **choice,
     )(few, k, v, bias)  # fmt: skip
     out = out[:, :, :, : frames * shared].reshape(batch, sites, groups, frames, shared, channels)

@@ -4,10 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from jax import nn
-from jaxtyping import Array, Bool, Float
+from jax import lax, nn
+from jaxtyping import Array, Bool, Float, Int8
 
 MASKED = -1e30
+Kept = Float[Array, "b u s g k"] | Int8[Array, "b u s g k"]
+"""Keys or values as they lie in memory."""
+Worth = tuple[Float[Array, "b u s g"], Float[Array, "b u s g"]]
+"""What keys and values of 8 bits are worth: one number an entry, token and key-value head."""
 
 
 def softmax_attention(
@@ -73,6 +77,18 @@ def attend_site(
     weights = jnp.exp(logits - sums[..., None]).astype(v.dtype)
     answer = jnp.einsum("bfsgmu,busgk->bfsgmk", weights, v).reshape(q.shape)
     return answer, rearrange(sums, "b f s g m -> b f (g m) s")
+
+
+def is_narrow(a: Any) -> bool:
+    """Whether these are numbers of 8 bits."""
+    return a.dtype.itemsize == 1
+
+
+def widened(k: Any, v: Any, worth: Any, dtype: Any) -> Any:
+    """Keys and values of 8 bits in the type that is computed in, times what they are worth; they get no gradient."""
+    if worth is not None:
+        k, v = (a.astype(jnp.float32) * by.astype(jnp.float32)[..., None] for a, by in zip((k, v), worth, strict=True))
+    return lax.stop_gradient((k.astype(dtype), v.astype(dtype)))
 
 
 def _by_site(q: Any, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any, Any]:

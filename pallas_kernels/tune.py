@@ -1,7 +1,8 @@
 """Finds the best block sizes on this device: python -m pallas_kernels.tune --all
 
 Times every way to cut each op's large cases here and writes the best of them into the op's tuned.json under this kind of
-device; what is known of other devices stays. Needs an accelerator that the kernels are for.
+device; what is known of other devices stays. An op that `auto` leaves to XLA until it was measured is written only if it is
+faster. Needs an accelerator that the kernels are for.
 """
 
 import argparse
@@ -12,38 +13,54 @@ import sys
 import jax
 
 from pallas_kernels import bench
-from pallas_kernels.block_sizes import Sizes, trying, write
-from pallas_kernels.implementation import PLATFORMS, compiled_for
+from pallas_kernels.block_sizes import Sizes, kind, trying, write
+from pallas_kernels.implementation import PLATFORMS, compiled_for, needs_measurement, platforms
 
-WAYS = {
+FLASH = {
     "tpu": [Sizes(rows=rows) for rows in (128, 256, 512, 1024)],
     "gpu": [Sizes(workers=workers, stages=stages) for workers, stages in itertools.product((1, 2, 3), (2, 3, 4))],
 }
+ROWS = {
+    "tpu": [Sizes(rows=rows) for rows in (32, 64, 128, 256)],
+    "gpu": [Sizes(rows=rows) for rows in (2, 4, 8, 16, 32)],
+}
+WAYS = {"block_causal_attention": FLASH, "cached_attention": FLASH, "norm_modulate": ROWS, "quantized_matmul": FLASH}
 
 
-def tune(op: str, name: str, rounds: int) -> Sizes:
-    """The sizes whose times over all works of the op have the smallest product.
+def tune(op: str, name: str, rounds: int) -> Sizes | None:
+    """The sizes whose times over all works of the op, each over the reference's, have the smallest product.
+
+    None where the op must be measured before `auto` takes it, and the reference is faster.
 
     Raises:
       ValueError: no way to cut it compiles here.
     """
-    ceiling, scores = bench.ceilings(is_tiny=False), dict[Sizes, float]()
-    for sizes in WAYS[name]:
+    ceiling, scores, arm = bench.ceilings(is_tiny=False), dict[Sizes, float](), f"pallas_kernels {name}"
+    for sizes in WAYS[op].get(name, [Sizes()]):
         jax.clear_caches()
         with trying(sizes):
             rows = [
                 row
                 for work in bench.works((op,), tiny=False)
-                for row in bench.measure(bench.only(work, f"pallas_kernels {name}"), ceiling, rounds)
-                if row.arm != "reference"
+                if arm in work.arms
+                for row in bench.measure(bench.only(work, arm), ceiling, rounds)
             ]
-        times = [row.median_us for row in rows if row.median_us is not None]
-        print(f"{op} {sizes}: {', '.join(f'{time:.0f} us' for time in times) or rows[0].note}", flush=True)
-        if len(times) == len(rows):
-            scores[sizes] = math.prod(times)
+        ours, theirs = ([row for row in rows if row.arm == who] for who in (arm, "reference"))
+        print(f"{op} {sizes}: {_told(ours)}; the reference: {_told(theirs)}", flush=True)
+        if rows and None not in [row.median_us for row in rows]:
+            scores[sizes] = _product(ours) / _product(theirs)
     if not scores:
         raise ValueError(f"no block sizes of {op} compile on {compiled_for().device_kind}")
-    return min(scores, key=lambda sizes: scores[sizes])
+    best = min(scores, key=lambda sizes: scores[sizes])
+    return None if needs_measurement(op, name) and scores[best] >= 1.0 else best
+
+
+def _told(rows: list[bench.Row]) -> str:
+    return ", ".join(row.note if row.median_us is None else f"{row.median_us:.0f} us" for row in rows)
+
+
+def _product(rows: list[bench.Row]) -> float:
+    return math.prod(row.median_us for row in rows if row.median_us is not None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,8 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
         kinds = ", ".join(platform.name for platform in PLATFORMS)
         parser.error(f"this machine computes on {device.device_kind}; tuning needs a device of {kinds}")
     for op in bench.OPS if options.all else options.ops:
-        best = tune(op, here[0], options.rounds)
-        print(f"{op}: {best}, written to {write(op, device.device_kind, best)}")
+        if here[0] not in [platform.name for platform in platforms(op)]:
+            print(f"{op}: there is no kernel for {here[0]}, it stays with XLA")
+        elif best := tune(op, here[0], options.rounds):
+            print(f"{op}: {best}, written to {write(op, kind(), best)}")
+        else:
+            print(f"{op}: XLA is faster here, nothing is written")
     return 0
 
 

@@ -12,7 +12,9 @@ from wm_jax.sharding import make_mesh, put_batch, replicate
 
 SHARDED_STEP = """
 import dataclasses
+from types import SimpleNamespace
 import jax, numpy as np, wm_jax as wm
+from pallas_kernels import implementation
 from wm_jax.data.loader import DataConfig
 from wm_jax.sharding import make_mesh, put_batch, replicate
 from wm_jax.training.config import TrainConfig
@@ -22,13 +24,27 @@ from wm_jax.training.source import LatentClip
 from wm_jax.training.state import init_state
 from wm_jax.training.step import make_train_step
 
+# Kernels of a made-up platform, which note how many rows they are given: XLA cannot split a kernel, so each device must
+# call it for its own rows.
+seen = []
+
+def kernel(op):
+    reference = implementation.load(op, "reference")
+    def run(q, *rest, **static):
+        seen.append(q.shape[0])
+        return reference(q, *rest, **static)
+    return SimpleNamespace(**{op: run}, refusal=lambda *_, **__: None)
+
+kernels, module = {"block_causal_attention": kernel("block_causal_attention")}, implementation._module
+implementation._module = lambda op, name: kernels.get(op) if name == "tpu" else module(op, name)
+implementation.PLATFORMS = (implementation.Platform("tpu", "cpu", lambda device: True),)
+
 ROWS, FRAMES = 4, 5
 world, weights = jax.device_get(wm.tiny_world(0))
 config = TrainConfig(
     name="sharded", world=world.config, objective=ShortcutForcing(bootstrap=0.5, recycle_from=0, bank=16),
     data=DataConfig("none", "none", clip_frames=FRAMES, batch=ROWS), optimizer=OptimizerConfig(warmup_steps=1), steps=100,
 )
-step = make_train_step(config)
 
 def start():
     state = init_state(config)
@@ -38,6 +54,8 @@ def start():
 
 def learn(devices):
     mesh, rng, losses = make_mesh(devices), np.random.default_rng(0), []
+    step = make_train_step(config, mesh)
+    seen.clear()
     state = replicate(mesh, start())
     for _ in range(3):
         latents = rng.standard_normal((ROWS, FRAMES, *world.config.latent_shape)).astype(np.float16)
@@ -48,10 +66,12 @@ def learn(devices):
         state, metrics = step(state, batch)
         losses.append((float(metrics["loss"]), float(metrics["gradient"])))
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((state.params, state.ema)))
-    return losses, jax.device_get((state.params, state.ema))
+    return losses, jax.device_get((state.params, state.ema)), sorted(set(seen))
 
 assert jax.device_count() == 2
-(many, learned_by_many), (one, learned_by_one) = learn(jax.devices()), learn(jax.devices()[:1])
+(many, learned_by_many, rows_of_many) = learn(jax.devices())
+(one, learned_by_one, rows_of_one) = learn(jax.devices()[:1])
+assert [2 * rows for rows in rows_of_many] == rows_of_one, (rows_of_many, rows_of_one)
 np.testing.assert_allclose(many, one, rtol=1e-4)
 moved = []
 for ours, theirs, before in zip(*map(jax.tree.leaves, (learned_by_many, learned_by_one, (start().params, start().ema)))):

@@ -1,5 +1,6 @@
 """The mesh, and which axis of which array lies on it: a batch is spread over "data", everything else is everywhere."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,18 @@ def put_batch(mesh: Mesh, batch: TreeT) -> TreeT:
         return jax.device_put(array, spread)
 
     return jax.tree.map(put, batch)
+
+
+def spread(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """What is traced inside knows that rows lie over this mesh, and may compute each where it lies."""
+    if mesh is None or mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def on_one_device(tree: TreeT) -> TreeT:
+    """A replicated tree as its first device has it: for work that is not worth spreading."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def replicate(mesh: Mesh, tree: TreeT) -> TreeT:

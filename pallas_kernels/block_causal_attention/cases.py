@@ -1,7 +1,7 @@
 """Named shapes of block_causal_attention: what the tests check; the large ones are for compilers and benchmarks only."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,14 @@ class Case:
     segments: tuple[int, ...] = ()
     is_per_site: bool = False
     dtype: str = "float32"
+
+    moving: ClassVar[int] = 3
+    """So many of the first arguments have gradients."""
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """The op's arguments that are no arrays."""
+        return {"window_frames": self.window_frames, "is_per_site": self.is_per_site, "drafts": self.drafts}
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         """Fresh random arrays: q, k, v, segment, q_sink, k_sink."""

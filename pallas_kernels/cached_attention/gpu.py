@@ -7,7 +7,7 @@ from pallas_kernels.block_sizes import sizes_of
 from pallas_kernels.cached_attention import flash
 from pallas_kernels.cached_attention.reference import visible
 from pallas_kernels.frame_flash import join
-from pallas_kernels.softmax_attention import attend_site
+from pallas_kernels.softmax_attention import attend_site, is_narrow, widened
 
 CORES = 132
 """Of an H100 or H200."""
@@ -19,14 +19,18 @@ def refusal(q: Any, k: Any, _v: Any, ring_k: Any, *_: Any, is_per_site: bool, **
 
 
 def cached_attention(
-    *arguments: Any, window_frames: int, is_per_site: bool = False, interpret: Any = False, parts: int | None = None
-) -> Any:
+    q: Any, k: Any, v: Any, ring_k: Any, ring_v: Any, ring_age: Any, is_block_seen: Any, sink: Any,
+    ring_scale: Any = None, *, window_frames: int, is_per_site: bool = False, interpret: Any = False,
+    parts: int | None = None,
+) -> Any:  # fmt: skip
+    if is_narrow(ring_k):  # wgmma wants keys as wide as the queries
+        ring_k, ring_v = widened(ring_k, ring_v, ring_scale, k.dtype)
+    arguments = (q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink)
     if is_per_site:
         return _by_site(*arguments, window_frames=window_frames, interpret=interpret)
-    q, ring_k = arguments[0], arguments[3]
     return flash.cached_attention(
-        flash_gpu.kernels(sizes_of("cached_attention")), *arguments, window_frames=window_frames, interpret=interpret,
-        parts=parts or _parts(q.shape, ring_k.shape[1]),
+        flash_gpu.kernels(sizes_of("cached_attention")), *arguments, None, window_frames=window_frames,
+        interpret=interpret, parts=parts or _parts(q.shape, ring_k.shape[1]),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.softmax_attention import attend_frames
+from pallas_kernels.softmax_attention import attend_frames, is_narrow, widened
 
 
 def visible(ring_age, is_block_seen, window_frames):
@@ -20,8 +20,10 @@ def visible(ring_age, is_block_seen, window_frames):
     return jnp.concatenate([in_ring, in_block], axis=-1)
 
 
-def cached_attention(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, *, window_frames, is_per_site):
+def cached_attention(q, k, v, ring_k, ring_v, ring_age, is_block_seen, sink, ring_scale, *, window_frames, is_per_site):
     mask = visible(ring_age, is_block_seen, window_frames)
+    if is_narrow(ring_k):
+        ring_k, ring_v = widened(ring_k, ring_v, ring_scale, k.dtype)
     keys = jnp.concatenate([ring_k.astype(k.dtype), k], axis=1)
     values = jnp.concatenate([ring_v.astype(v.dtype), v], axis=1)
     return attend_frames(q, keys, values, mask, sink, is_per_site)

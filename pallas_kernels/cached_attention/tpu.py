@@ -1,4 +1,4 @@
-"""cached_attention on a TPU: flash attention to the ring as it lies."""
+"""cached_attention on a TPU: flash attention to the ring, which XLA turns heads first."""
 
 from typing import Any
 

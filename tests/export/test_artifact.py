@@ -67,6 +67,9 @@ def test_it_plays_the_same_frames_without_tracing_the_model(world_folder, made, 
 
     for name in ("next_frame", "_see"):
         monkeypatch.setattr(sys.modules["wm_jax.world.step"], name, traced)
+    jax.clear_caches()  # what the first play traced must not be found again
+    with pytest.raises(AssertionError, match="the model was traced"):
+        play(world_folder, None)
     assert right.any() and np.array_equal(play(made, found), right)
 
 
@@ -90,6 +93,22 @@ def test_with_given_noise_a_session_depends_on_its_seed_alone(world_folder, tmp_
     alone = dream(0, neighbour=False)
     assert len({frame.tobytes() for frame in alone}) == 3
     np.testing.assert_array_equal(dream(1, neighbour=True), alone)
+
+
+def test_with_given_noise_a_session_without_a_prompt_begins_anew_too(monkeypatch):
+    monkeypatch.setattr("wm_jax.serving.engine.NEEDS_GIVEN_NOISE", ("cpu",))
+    world, params = wm.tiny_world()
+    engine = Engine(world, params, Scenes(wm.Prompt()), SLOTS)
+    engine.compile(lambda name, share: None)
+    keys, active = np.ones((SLOTS, len(world.config.controls.keys)), bool), np.ones(SLOTS, bool)
+
+    def dream(seed: int) -> np.ndarray:
+        engine.seat(0, Opening(seed=seed))
+        return np.stack([np.asarray(engine.step(keys, active))[0] for _ in range(3)])
+
+    first = dream(7)
+    np.testing.assert_array_equal(dream(7), first)
+    assert not np.array_equal(dream(8), first)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,36 @@ def test_cached_attention_is_its_definition_whatever_lies_in_unused_entries(is_p
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("is_per_site", [True, False])
+def test_a_ring_of_8_bits_counts_its_numbers_times_its_scale(is_per_site, dtype):
+    q, k, v = arrays(1, N, 0), arrays(1, G, 1), arrays(1, G, 2)
+    ring_k, ring_v = ((30 * arrays(3, G, seed)).astype(dtype) for seed in (3, 4))
+    k_scale, v_scale = (jnp.exp(arrays(3, G, seed)[..., 0]) / 30 for seed in (5, 6))
+    age, seen = jnp.asarray([[1, 2, 3]] * B), jnp.ones((B, 1), bool)
+    keys = jnp.concatenate([ring_k.astype(jnp.float32) * k_scale[..., None], k], 1)
+    values = jnp.concatenate([ring_v.astype(jnp.float32) * v_scale[..., None], v], 1)
+    found = cached_attention(
+        q, k, v, ring_k, ring_v, age, seen, None, (k_scale, v_scale), window_frames=3, is_per_site=is_per_site
+    )
+    np.testing.assert_allclose(found, by_hand(q, keys, values, np.ones((B, 1, 4), bool), is_per_site), atol=1e-5)
+
+
+def test_a_scale_needs_a_ring_of_8_bits():
+    q, k, v, ring = arrays(1, N, 0), arrays(1, G, 1), arrays(1, G, 2), arrays(3, G, 3)
+    age, seen, scale = jnp.ones((B, 3), jnp.int32), jnp.ones((B, 1), bool), jnp.ones((B, 3, S, G))
+
+    def attend(ring_k, ring_v, by):
+        return cached_attention(q, k, v, ring_k, ring_v, age, seen, None, (by, by), window_frames=3, is_per_site=False)
+
+    with pytest.raises(ValueError, match="a ring of float32 keys, float32 values and a scale is not kept so"):
+        attend(ring, ring, scale)
+    with pytest.raises(ValueError, match="a ring of int8 keys, float32 values and a scale is not kept so"):
+        attend(ring.astype(jnp.int8), ring, scale)
+    with pytest.raises(ValueError, match=r"scales \[\(2, 3, 3\), \(2, 3, 3\)\] do not fit ring keys \(2, 3, 3, 2, 8\)"):
+        attend(ring.astype(jnp.int8), ring.astype(jnp.int8), scale[..., 0])
+
+
 def test_shapes_that_do_not_fit_are_refused_with_both_sides():
     q, k, v = arrays(T, N, 0), arrays(T, G, 1), arrays(T, G, 2)
     segment = jnp.zeros((B, T), jnp.int32)

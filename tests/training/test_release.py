@@ -67,6 +67,22 @@ def test_a_released_world_lies_whole_under_its_own_name(run: Path) -> None:
     wm.load("worlds/tiny")
 
 
+def test_the_judge_of_another_game_is_not_taken_unasked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path("worlds/tiny/eval.json")
+    shipped.write_text(json.dumps({"data": {"checksum": "0badcafe"}}))
+    with pytest.raises(ValueError, match="0badcafe.*--judge new.*--judge keep"):
+        release.release(ReleaseConfig(run, Path("worlds/tiny")))
+    assert Path("worlds/tiny/README.md").read_text() == "the old table"
+    old = inverse.load(Path("worlds/tiny/idm.safetensors"))
+    new = dataclasses.replace(old, facts={"steps": 7})
+    monkeypatch.setattr(release, "train_judge", lambda *_, **__: new)
+    release.release(ReleaseConfig(run, Path("worlds/tiny"), judge="new"))
+    assert inverse.load(Path("worlds/tiny/idm.safetensors")).facts == {"steps": 7}
+    checksum = json.loads(shipped.read_text())["data"]["checksum"]
+    assert checksum != "0badcafe"
+    release.release(ReleaseConfig(run, Path("worlds/tiny")))  # the same recording: nothing to ask
+
+
 def test_a_release_that_fails_leaves_the_world_before_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in Path("worlds/tiny").iterdir()}
 

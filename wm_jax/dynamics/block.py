@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pallas_kernels import norm_modulate
 from wm_jax.dynamics.config import DynamicsConfig
 from wm_jax.nn.attention import AttentionProjections
 from wm_jax.nn.mlp import SwiGLU
-from wm_jax.nn.modulation import gate, modulate
 
 Attend = Callable[[Any, Any, Any], Any]
 
@@ -29,7 +29,9 @@ class Block(nnx.Module):
         """The layer's output, and its keys and values `[b t s g k]` before any rotation."""
         rows = modulation + self.modulation[...].astype(x.dtype)
         shift, scale, open_, shift_mlp, scale_mlp, open_mlp = jnp.split(rows, 6, axis=-1)
-        q, k, v = self.attention.project(modulate(x, shift, scale))
-        x = x + gate(self.attention.merge(attend(q, k, v)), open_)
-        x = x + gate(self.mlp(modulate(x, shift_mlp, scale_mlp)), open_mlp)
+        one = jnp.ones((), x.dtype)  # gates are open at initialisation: an untrained block is a plain pre-norm block
+        h, x = norm_modulate(x, shift, scale)
+        q, k, v = self.attention.project(h)
+        h, x = norm_modulate(x, shift_mlp, scale_mlp, self.attention.merge(attend(q, k, v)), one + open_)
+        x = x + self.mlp(h) * (one + open_mlp)[:, :, None]
         return x, k, v

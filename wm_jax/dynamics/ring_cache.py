@@ -75,8 +75,8 @@ def write(
 ) -> RingCache:
     """The cache with f more frames; each overwrites the entry that is r frames older, and only that.
 
-    `keys` are not turned yet. `latents` are those the keys and values came from. A row whose `is_written` is False keeps every bit of its entries
-    and its clock.
+    `keys` are not turned yet. `latents` are those the keys and values came from. A row whose `is_written` is False
+    keeps every bit of its entries and its clock.
     """
     ring = cache.frame.shape[1]
     assert keys.shape[2] <= ring, f"{keys.shape[2]} frames do not fit a ring of {ring}"

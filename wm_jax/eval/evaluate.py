@@ -122,13 +122,18 @@ def find_inverse(config: EvalConfig, world: WorldConfig, quiet: bool) -> Inverse
                     f"{world.controls.codes} at {tuple(world.image)}"
                 )
             return judge
+    judge = train_judge(config, world, quiet)
+    save_inverse(judge, own)
+    return judge
+
+
+def train_judge(config: EvalConfig, world: WorldConfig, quiet: bool) -> Inverse:
+    """One trained on the game's own play; nothing of it is looked for or written."""
     episodes = config.train_episodes or Path("episodes") / world.env
     if not episodes.exists():
         record(RecordConfig(env=world.env, out=episodes, frames=60_000, workers=2), quiet=quiet)  # pyright: ignore
     check_match(EpisodeFolder.open(episodes), world)
-    judge = train_inverse(InverseConfig(episodes=episodes, out=own), quiet=quiet)
-    save_inverse(judge, own)
-    return judge
+    return train_inverse(InverseConfig(episodes=episodes, out=world_folder(config.run) / IDM_FILE), quiet=quiet)
 
 
 def _measure(config: EvalConfig, world: World, params: Params, recording: Recording, clips: Clips, judge: Inverse,

@@ -85,8 +85,13 @@ def full_state(world: World, batch: int) -> WorldState:
     state = empty(world, batch)
     ring = world.config.dynamics.window_frames
     ids = jnp.broadcast_to(jnp.arange(ring, 2 * ring, dtype=jnp.int32), (batch, ring))
-    cache = dataclasses.replace(state.cache, frame=ids, next=jnp.full((batch,), 2 * ring, jnp.int32))
-    return dataclasses.replace(state, cache=cache, is_pending=jnp.ones((batch,), bool))
+    drawn = {
+        name: jax.random.normal(jax.random.key(i), (held := getattr(state.cache, name)).shape, held.dtype)
+        for i, name in enumerate(("keys", "values", "sink_keys", "sink_values", "recent"))
+    }
+    cache = dataclasses.replace(state.cache, **drawn, frame=ids, next=jnp.full((batch,), 2 * ring, jnp.int32))
+    latent = jax.random.normal(jax.random.key(9), state.latent.shape)
+    return dataclasses.replace(state, cache=cache, latent=latent, is_pending=jnp.ones((batch,), bool))
 
 
 def measure(world: World, params: Params, batch: int, rounds: int, frames: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 python -m wm_jax.export worlds/coinrun --target cpu --out build/coinrun      then: python serve.py build/coinrun
 python -m wm_jax.export worlds/coinrun --target trn2 --out build/coinrun     checked against what Trainium refuses
 python -m wm_jax.export worlds/coinrun --report                              compiles for every accelerator (extra `aot`)
+python -m wm_jax.export configs/base/dynamics.py --report                    the same for a world that is not trained yet
 """
 
 import dataclasses
@@ -27,14 +28,15 @@ class ExportConfig:
     """What is exported or compiled.
 
     Attributes:
-      world: A world or run folder.
+      world: A world or run folder; for a report also the config file of a run.
       target: Write a folder for this accelerator, from which serve.py starts without tracing.
       out: That folder.
       slots: Sessions in one batch.
       report: Compile for all targets, each in a process of its own, and print the table; nothing is written.
       targets: Those of them to try; by default all that have a compiler here, and Trainium's lint.
       programs: What to compile.
-      config: The run whose update is compiled as the program `train`.
+      config: The run whose update is compiled as the program `train`; by default that of `world` where it is a config file,
+        else configs/coinrun/dynamics.py.
       timeout_s: Seconds that one compilation may take.
       json: File for the rows as JSON.
     """
@@ -46,7 +48,7 @@ class ExportConfig:
     report: bool = False
     targets: tuple[str, ...] = tuple(name for name, target in TARGETS.items() if target.platform != "cpu")
     programs: tuple[str, ...] = PROGRAMS
-    config: Path = Path("configs/coinrun/dynamics.py")
+    config: Path | None = None
     timeout_s: float = 300.0
     json: Path | None = None
 
@@ -84,7 +86,8 @@ def write(config: ExportConfig) -> int:
 def compile_all(config: ExportConfig) -> int:
     """The table of all targets."""
     rows = []
-    for row in report(config.world, config.config, config.targets, config.programs, config.slots, config.timeout_s):
+    trained = config.config or (config.world if config.world.suffix == ".py" else Path("configs/coinrun/dynamics.py"))
+    for row in report(config.world, trained, config.targets, config.programs, config.slots, config.timeout_s):
         print(f"{row.target:9} {row.program:8} {'ok' if row.error is None else 'NO'}", file=sys.stderr)
         rows.append(row)
     table = markdown(rows)

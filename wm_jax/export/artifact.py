@@ -25,6 +25,7 @@ from wm_jax.export.programs import Program, playing
 from wm_jax.export.targets import TARGETS, Target
 from wm_jax.types import Prompt
 from wm_jax.world import load, load_prompts
+from wm_jax.world.world import world_folder as files_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -77,10 +78,9 @@ def write(world_folder: Path, target: Target, slots: int, out: Path) -> Manifest
     prompt = one_prompt(load_prompts(world_folder))
     is_noise_given = target.platform in NEEDS_GIVEN_NOISE
     blobs = {program.name: _export(program, target) for program in playing(world, slots, prompt, is_noise_given)}
-    source = world_folder / "world" if (world_folder / "world").is_dir() else world_folder
     with replacing(out, "the artifact") as made:
         for pattern in WORLD_FILES:
-            for path in sorted(source.glob(pattern)):
+            for path in sorted(files_of(world_folder).glob(pattern)):
                 shutil.copyfile(path, made / path.name)
         for name, blob in blobs.items():
             (made / f"{name}.bin").write_bytes(blob)

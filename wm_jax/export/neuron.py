@@ -122,13 +122,14 @@ def _control_flow(op: Any) -> Iterator[Hit]:
 
 
 def _is_counted(loop: Any) -> bool:
-    """A scan: the condition is one comparison of the counter with a constant."""
+    """A scan: the condition is one comparison of an integer, the counter, with a constant."""
     condition = [inner.operation for inner in loop.regions[0].blocks[0].operations]
     comparisons = [inner for inner in condition if inner.name == "stablehlo.compare"]
     kinds = {"stablehlo.compare", "stablehlo.constant", "stablehlo.return"}
     if len(comparisons) != 1 or not {inner.name for inner in condition} <= kinds:
         return False
-    return any(_is_constant(value) for value in comparisons[0].operands)
+    operands = list(comparisons[0].operands)
+    return any(map(_is_constant, operands)) and all(INTEGER.search(str(value.type)) for value in operands)
 
 
 def _is_constant(value: Any) -> bool:

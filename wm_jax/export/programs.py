@@ -5,6 +5,7 @@ Random keys cross as plain numbers: a compiled call with typed keys takes JAX's 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from jax import lax
 import pallas_kernels
 from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.cached_attention import cases as cached_cases
+from pallas_kernels.implementation import compiled_for, platforms, refusal
+from pallas_kernels.norm_modulate import cases as norm_cases
+from pallas_kernels.quantized_matmul import cases as quantized_cases
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, empty, start, step
 from wm_jax.world.state import WorldState, put
@@ -109,23 +113,39 @@ def rollout_program(world: World, slots: int, frames: int) -> Program:
     return Program("rollout", jax.jit(rollout, donate_argnums=1), inputs)
 
 
-KERNELS = {"block_causal_attention": block_cases, "cached_attention": cached_cases}
+KERNELS = {
+    "block_causal_attention": block_cases,
+    "cached_attention": cached_cases,
+    "norm_modulate": norm_cases,
+    "quantized_matmul": quantized_cases,
+}
 
 
 def kernel_program(op: str) -> Program:
-    """All large cases of an op of `pallas_kernels` at once, each with its gradient."""
+    """All large cases of an op of `pallas_kernels` at once, each with its gradient where it has one."""
     cases = list(KERNELS[op].LARGE.values())
-    statics = [{"window_frames": case.window_frames, "is_per_site": case.is_per_site} for case in cases]
 
     def run(*arguments):
-        def one(given, static):
-            q, k, v, *rest = given
-            out, pull = jax.vjp(lambda *moving: getattr(pallas_kernels, op)(*moving, *rest, **static), q, k, v)
-            return out, pull(out)
-
-        return [one(given, static) for given, static in zip(arguments, statics, strict=True)]
+        return [_call(op, case, given) for given, case in zip(arguments, cases, strict=True)]
 
     return Program(op, jax.jit(run), tuple(case.shapes() for case in cases))
+
+
+def _call(op: str, case: Any, arguments: tuple[Any, ...]) -> Any:
+    """By the kernel for the device that is compiled for, if there is one that takes the case.
+
+    By its name, since `auto` may leave it to XLA until somebody has measured it.
+    """
+    fitting = [platform.name for platform in platforms(op) if platform.takes(compiled_for())]
+    names = [name for name in fitting if refusal(op, name, arguments, case.static) is None]
+    function = functools.partial(
+        getattr(pallas_kernels, op), **case.static, implementation=names[0] if names else "reference"
+    )
+    if not case.moving:
+        return function(*arguments)
+    moving, rest = arguments[: case.moving], arguments[case.moving :]
+    out, pull = jax.vjp(lambda *moving: function(*moving, *rest), *moving)
+    return out, pull(out)
 
 
 def noise_shapes(world: World, slots: int) -> Noise:

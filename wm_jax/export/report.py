@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,13 @@ from typing import Any
 
 from wm_jax.export.targets import TARGETS
 
-PROGRAMS = ("start", "step", "rollout", "train", "block_causal_attention", "cached_attention")
+PROGRAMS = (
+    "start", "step", "rollout", "train",
+    "block_causal_attention", "cached_attention", "norm_modulate", "quantized_matmul",
+)  # fmt: skip
 ROLLOUT_FRAMES = 8
+COMPILERS = Path(sys.prefix) / "aot"
+"""Where `make test-aot` puts the compilers, beside the environment: the workers alone look there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +52,11 @@ def report(
 
 def _row(source: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:
     command = [sys.executable, "-m", "wm_jax.export.worker", str(source), target, program, str(slots)]
+    paths = [str(COMPILERS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Of the devices only the host is asked for: before the worker's own first line JAX would look for all of them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return Row(target, program, f"the compiler did not come back within {timeout_s:g} s", {})
     answer = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
@@ -76,16 +85,26 @@ def _program(source: Path, name: str, slots: int) -> Any:
         # The right wing must not know the left: only this worker, which lives for one compilation, asks it by name.
         program, config = (importlib.import_module(f"wm_jax.training.{part}") for part in ("program", "config"))
         return program.train_program(config.load_config(source))
-    from wm_jax.export.artifact import one_prompt
     from wm_jax.export.programs import KERNELS, kernel_program, playing, rollout_program
-    from wm_jax.world import load, load_prompts
 
     if name in KERNELS:
         return kernel_program(name)
-    world, _ = load(source)
+    world, prompt = _world(source)
     if name == "rollout":
         return rollout_program(world, slots, ROLLOUT_FRAMES)
-    return getattr(playing(world, slots, one_prompt(load_prompts(source)), is_noise_given=True), name)
+    return getattr(playing(world, slots, prompt, is_noise_given=True), name)
+
+
+def _world(source: Path) -> tuple[Any, Any]:
+    """The world in a folder and a prompt of its own, or that of a run's config file, which nobody has trained yet."""
+    from wm_jax import config
+    from wm_jax.export.artifact import one_prompt
+    from wm_jax.types import Prompt
+    from wm_jax.world import World, load, load_prompts
+
+    if source.suffix == ".py":
+        return World(config.load(source).world), Prompt()
+    return load(source)[0], one_prompt(load_prompts(source))
 
 
 def _linted(program: Any) -> dict[str, Any]:

@@ -41,7 +41,13 @@ class Target:
     def fits(self, platform: str, kind: str) -> bool:
         """Whether a device of this platform (as JAX's backend is called) and kind is one of these."""
         own = "gpu" if self.platform == "cuda" else self.platform
-        return platform == own and (not self.kinds or any(name in kind for name in self.kinds))
+        if platform != own or not self.kinds:
+            return platform == own
+        if (
+            own == "gpu"
+        ):  # "NVIDIA H100 80GB HBM3"; a TPU's kind is all of its name: "TPU v5" is another than "TPU v5 lite"
+            return any(name in kind for name in self.kinds)
+        return kind in self.kinds
 
 
 def _gpu(

@@ -1,11 +1,9 @@
 """One compilation in a process of its own, for `report`: a compiler that aborts takes nobody with it."""
 
 import json
-import os
 import sys
 
 if __name__ == "__main__":
-    os.environ["JAX_PLATFORMS"] = "cpu"
     from wm_jax.export.report import work
 
     world, target, program, slots = sys.argv[1:]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
@@ -87,7 +88,9 @@ class Engine:
             report("compiling", 0.4)
             self._start, self._put, self._step = starting.result(), putting.result(), stepping.result()
         report("warming up", 0.9)
-        self._state = bare(empty(self.world, self.slots))
+        # Keys of nobody: each session brings its own.
+        keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
+        self._state = bare(empty(self.world, self.slots, keys))
         self.seat(0, Opening(0))
         keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
         for _ in range(2):
@@ -104,7 +107,7 @@ class Engine:
         prompt = self.scenes.pick(opening)
         drawn: Any = np.uint32(opening.seed)
         if self._noise is not None:
-            drawn = None if prompt.frames is None else self._noise.seat(slot, opening.seed, prompt.frames.shape[1])
+            drawn = self._noise.seat(slot, opening.seed, 0 if prompt.frames is None else prompt.frames.shape[1])
         one = self._start(self._params, prompt, drawn)
         self._state = self._put(self._state, np.int32(slot), one)
 

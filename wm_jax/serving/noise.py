@@ -16,10 +16,10 @@ class HostNoise:
         self._latent = latent
         self._streams = [np.random.default_rng(0) for _ in range(slots)]
 
-    def seat(self, slot: int, seed: int, frames: int) -> np.ndarray:
-        """Begins a session; the noise of its prompt, `[1 p y x c]`."""
+    def seat(self, slot: int, seed: int, frames: int) -> np.ndarray | None:
+        """Begins a session; the noise of its prompt, `[1 p y x c]`, None where it has no frames."""
         self._streams[slot] = np.random.default_rng(seed)
-        return self._streams[slot].standard_normal((1, frames, *self._latent), np.float32)
+        return None if not frames else self._streams[slot].standard_normal((1, frames, *self._latent), np.float32)
 
     def draw(self, active: Bool[np.ndarray, " b"]) -> Noise:
         """The noise of one frame; zeros for slots that are not active, whose streams stand still."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from wm_jax import checkpoint
 from wm_jax import config as config_file
-from wm_jax.sharding import make_mesh, put_batch, replicate
+from wm_jax.sharding import make_mesh, on_one_device, put_batch, replicate
 from wm_jax.training.tracker import Tracker
 
 CONFIG_FILE = "config.json"
@@ -146,7 +146,7 @@ def _drive(
         before = (step, metrics)
         if step % config.picture_every == 0:
             with tracker.apart():
-                tracker.picture(step, parts.draw(state))
+                tracker.picture(step, parts.draw(on_one_device(state)))
         if step % config.save_every == 0:
             before = _settle(config, out, tracker, before)
             saved_step = _save(config, out, parts, loader, state, step, tracker)

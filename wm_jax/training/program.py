@@ -24,7 +24,7 @@ def train_program(config: TrainConfig, mesh: Mesh | None = None) -> Program:
     with jax.default_prng_impl(PORTABLE_KEYS):
         state = jax.eval_shape(lambda: init_state(dataclasses.replace(config, autoencoder_from=None)))
         key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    update = make_train_step(config)
+    update = make_train_step(config, mesh)
 
     def train(state: Any, batch: Any) -> Any:
         typed = dataclasses.replace(state, key=jax.random.wrap_key_data(state.key, impl=PORTABLE_KEYS))

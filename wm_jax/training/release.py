@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from wm_jax import config as config_file
 from wm_jax.checkpoint.folder import replacing
 from wm_jax.data.episode import EpisodeFolder
 from wm_jax.eval import clips, table
-from wm_jax.eval.evaluate import IDM_FILE, SHIPPED_FILE, EvalConfig, command, evaluate, find_inverse
+from wm_jax.eval.evaluate import IDM_FILE, SHIPPED_FILE, EvalConfig, command, evaluate, find_inverse, train_judge
 from wm_jax.eval.inverse import save as save_inverse
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.picture import PROMPT_FRAMES, tile
@@ -45,6 +45,9 @@ class ReleaseConfig:
     """Denoising passes a frame when playing; the run's own by default."""
     device: str = "2 CPU cores"
     """What it was trained on, in words, for the card."""
+    judge: Literal["keep", "new"] | None = None
+    """The model that tells keys from frames: kept from the world before, so that tables compare, or trained anew, since the
+    game is another. Without a word it is kept where the held-out recording is the same."""
     note: str = ""
     """What the card should say of how it was made beyond the command: a run that was continued, a loss that changed."""
 
@@ -55,21 +58,38 @@ def release(options: ReleaseConfig) -> None:
     Raises:
       CheckpointError: the run has no world, or the folder cannot be written.
       MissingExtraError, MissingGameError: what measures it is not installed.
+      ValueError: the judge of the world before may be for another game.
     """
     made = options.run / STAGING / options.out.name
     shutil.rmtree(made, ignore_errors=True)
-    if (options.out / IDM_FILE).exists():  # judged by the same judge as the world before
+    config = config_file.read(TrainConfig, options.run / "config.json")
+    if (options.out / IDM_FILE).exists() and options.judge != "new":
+        _check_recording(options, config)
         made.mkdir(parents=True)
         shutil.copy2(options.out / IDM_FILE, made / IDM_FILE)
-    _make(options, made)
+    _make(options, config, made)
     # Only now, so that no table ever stands by other weights.
     with replacing(options.out, "world") as folder:
         shutil.copytree(made, folder, dirs_exist_ok=True)
     shutil.rmtree(made)
 
 
-def _make(options: ReleaseConfig, made: Path) -> None:
-    config = config_file.read(TrainConfig, options.run / "config.json")
+def _check_recording(options: ReleaseConfig, config: TrainConfig) -> None:
+    """The judge of another game with the same keys would give numbers all the same."""
+    shipped = options.out / SHIPPED_FILE
+    if options.judge is not None or not shipped.exists():
+        return
+    frames, held_out = EvalConfig.held_out_frames, Path(config.data.held_out)
+    before = json.loads(shipped.read_text())["data"]["checksum"]
+    now = clips.open_held_out(held_out, config.world, frames).checksum
+    if before != now:
+        raise ValueError(
+            f"{options.out} was judged on a recording with checksum {before}, {held_out} has {now}: --judge new trains a "
+            "judge for a game that changed, --judge keep takes the one there for another recording of the same game"
+        )
+
+
+def _make(options: ReleaseConfig, config: TrainConfig, made: Path) -> None:
     world, params = load(options.run)
     if options.sampler_steps is not None:
         sampler = dataclasses.replace(world.config.sampler, steps=options.sampler_steps)
@@ -81,7 +101,8 @@ def _make(options: ReleaseConfig, made: Path) -> None:
     # Measured as it is shipped: the rounded weights, not those of the run.
     world, params = load(made)
     evaluation = EvalConfig(run=made, episodes=Path(config.data.held_out), out=options.run / "eval")
-    save_inverse(find_inverse(evaluation, world.config, quiet=False), made / IDM_FILE)
+    find_judge = train_judge if options.judge == "new" else find_inverse
+    save_inverse(find_judge(evaluation, world.config, quiet=False), made / IDM_FILE)
     report = evaluate(evaluation)
     released = dataclasses.replace(evaluation, run=options.out, episodes=None, out=None)
     report["command"], report["world"]["folder"] = command(released), options.out.as_posix()

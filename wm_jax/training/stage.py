@@ -9,6 +9,7 @@ import numpy as np
 from wm_jax import checkpoint
 from wm_jax.data.episode import EpisodeError, EpisodeFolder
 from wm_jax.data.loader import make_loader
+from wm_jax.sharding import make_mesh
 from wm_jax.training import loop
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.objectives.reconstruction import Reconstruction
@@ -59,7 +60,7 @@ def make_parts(config: TrainConfig) -> loop.Parts:
     return loop.Parts(
         init=init,
         make_loader=loader,
-        step=make_train_step(config),
+        step=make_train_step(config, make_mesh()),
         draw=lambda state: draw(config, state, shown),
         export=export,
         frames_per_step=data.batch * data.clip_frames,

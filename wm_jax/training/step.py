@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from wm_jax.sharding import spread
 from wm_jax.training.config import TrainConfig
 from wm_jax.training.ema import update_ema
 from wm_jax.training.optimizer import make_optimizer, make_schedule
@@ -18,13 +20,18 @@ from wm_jax.world import World
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_train_step(config: TrainConfig) -> Step:
-    """`(state, batch) -> (state, metrics)`, compiled once, the state donated."""
-    return functools.partial(_train_step, config)
+def make_train_step(config: TrainConfig, mesh: Mesh | None = None) -> Step:
+    """`(state, batch) -> (state, metrics)`, compiled once, the state donated; the batch may be spread over a mesh."""
+    return functools.partial(_train_step, config, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _train_step(config: TrainConfig, state: TrainState, batch: Any):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _train_step(config: TrainConfig, mesh: Mesh | None, state: TrainState, batch: Any):
+    with spread(mesh):
+        return _update(config, state, batch)
+
+
+def _update(config: TrainConfig, state: TrainState, batch: Any):
     world, objective = World(config.world), config.objective
     optimizer = make_optimizer(config.optimizer, config.steps)
     key = jax.random.fold_in(state.key, state.step)

@@ -1,0 +1,1 @@
+"""A gated branch joined to the residual stream, then its norm shifted and scaled, one row of modulation a frame."""
