@@ -86,3 +86,5 @@ lock:
 	$(RESOLVE) --extra serve --extra games --extra track --extra eval --extra dev --output-file requirements/test.txt
 	$(RESOLVE) --extra serve --extra games --extra track --extra eval --constraint requirements/test.txt --output-file requirements/games.txt
 	$(RESOLVE) --extra serve --constraint requirements/test.txt --output-file requirements/play.txt
+	@echo "# The compilers of accelerators that are not here, for the newest JAX of test.txt; no driver, no CUDA libraries." > requirements/aot.txt
+	$(subst 3.11,3.12,$(RESOLVE)) --extra aot --constraint requirements/test.txt | grep -E '^(flatbuffers|jax-cuda13-|libtpu)' >> requirements/aot.txt

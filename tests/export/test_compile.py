@@ -46,11 +46,12 @@ def test_what_we_play_and_train_compiles(target: str, program: str):
         assert found.facts["donated"] > 0
 
 
-@pytest.mark.parametrize("target", ["tpu_v6e", "h100"])
-def test_a_large_world_is_played_by_our_kernels(target: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("target", "program"), [("tpu_v6e", "step"), ("h100", "step"), ("h100", "train")])
+def test_a_large_world_runs_on_our_kernels(target: str, program: str, monkeypatch: pytest.MonkeyPatch):
     for name in ("PYTHONPATH", "JAX_PLATFORMS"):  # as a user's shell is: the report finds the compilers itself
         monkeypatch.delenv(name, raising=False)
-    (found,) = report(Path("configs/base/dynamics.py"), RUN, (target,), ("step",), 1, SECONDS)
+    base = Path("configs/base/dynamics.py")
+    (found,) = report(base, base, (target,), (program,), 1, SECONDS)
     assert found.error is None
     kernel = "tpu_custom_call" if target in TPUS else "mosaic_gpu"
     assert any(kernel in call for call in found.facts["custom_calls"]), found.facts["custom_calls"]

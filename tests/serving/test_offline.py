@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import wm_jax as wm
+from wm_jax.export import artifact
+from wm_jax.serving import engine, offline
 from wm_jax.serving.offline import CHUNK_FRAMES, read_keys, write_rollout
+from wm_jax.serving.session import Opening
 from wm_jax.types import Params
 
 Tiny = tuple[wm.World, Params]
@@ -72,3 +75,22 @@ def test_the_video_has_a_frame_for_every_row_and_shows_the_rollout(tiny: Tiny, t
     shown = frames[0].reshape(32, scale, 32, scale, 3).mean((1, 3))
     luma = [0.3, 0.6, 0.1]
     assert np.corrcoef((shown @ luma).ravel(), (np.asarray(rolled)[0, 0] @ luma).ravel())[0, 1] > 0.95
+
+
+def test_where_no_noise_is_drawn_on_the_device_a_rollout_still_dreams_what_a_session_does(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+):
+    assert offline.NEEDS_GIVEN_NOISE is engine.NEEDS_GIVEN_NOISE is artifact.NEEDS_GIVEN_NOISE
+    monkeypatch.setattr(engine, "NEEDS_GIVEN_NOISE", ("cpu",))
+    keys = np.random.default_rng(0).random((2 * CHUNK_FRAMES, 4)) < 0.5
+    frames = np.random.default_rng(0).integers(0, 255, (1, 2, 32, 32, 3), dtype=np.uint8)
+    prompt = wm.Prompt(frames, wm.Controls(np.zeros((1, 2, 4), bool)))
+    dream = offline.dream_of_given_noise(*tiny, prompt, 5)
+    dreamed = np.concatenate([dream(keys[:CHUNK_FRAMES]), dream(keys[CHUNK_FRAMES:])])
+    served = engine.Engine(*tiny, engine.Scenes(prompt), 1)
+    served.compile(lambda stage, progress: None)
+    served.seat(0, Opening(5))
+    shown = np.concatenate([served.step(row[None], np.ones(1, bool)) for row in keys])
+    # A scan and a step round a channel apart here and there.
+    assert np.abs(dreamed.astype(int) - shown).max() <= 1
+    assert not np.array_equal(dreamed[:CHUNK_FRAMES], offline.dream_of_own_noise(*tiny, prompt, 5)(keys[:CHUNK_FRAMES]))

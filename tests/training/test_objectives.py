@@ -75,6 +75,24 @@ def test_two_small_strides_of_a_constant_prediction_imply_that_prediction(tiny):
     assert taught.any() and (~taught).any()
 
 
+def test_computing_layers_again_gives_the_same_gradient_and_keeps_less(tiny):
+    world, params = tiny
+
+    def update(objective):
+        def loss(params):
+            carry = objective.init_carry(world)
+            return objective.loss(world, params, params, clip(world), jax.random.key(2), jnp.int32(0), carry)[0]
+
+        return jax.jit(jax.grad(loss)).lower(params).compile()
+
+    plain, again = (update(ShortcutForcing(is_rematerialised=choice)) for choice in (False, True))
+    for a, b in zip(jax.tree.leaves(plain(params)), jax.tree.leaves(again(params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+    memory = [made.memory_analysis() for made in (plain, again)]
+    plain_bytes, again_bytes = (found.temp_size_in_bytes if found else 0 for found in memory)
+    assert again_bytes < 0.8 * plain_bytes, (again_bytes, plain_bytes)
+
+
 def test_the_bank_remembers_errors_and_gives_them_to_the_past(tiny):
     world, params = tiny
     objective = ShortcutForcing(recycle_from=0, bank=64)

@@ -67,24 +67,27 @@ class Dynamics(nnx.Module):
         conditions: Any,
         segment: Int[Array, "b t"],
         past: tuple[Float[Array, "b t y x c"], Int[Array, "b t"]] | None = None,
+        is_rematerialised: bool = False,
     ) -> Float[Array, "b t y x c"]:
         """The clean latents of a clip, frame t seen with frames t - window .. t - 1 of its own segment.
 
         `level` and `stride` are rows of their tables: signal level `level / levels`, stride `2 ** -stride`. Without
         `past` a frame sees the noisy frames before it (diffusion forcing). With `past`, the same frames as remembered
         and their levels, it sees those instead, as when playing (teacher forcing of all frames in one pass).
+        `is_rematerialised` keeps but the input of each layer for the gradient and computes the layer again: it costs a
+        forward pass more and saves most of the memory.
 
         Source: Diffusion Forcing, section 3; Causal Forcing and LongLive 2.0 (teacher forcing on a clean copy).
         """
         drawn = (noisy, level, stride, conditions, segment)
         recent = self._recent(noisy if past is None else past[0], segment)
         if past is None:
-            return self._see_clip(*drawn, recent, drafts=0)
+            return self._see_clip(*drawn, recent, drafts=0, is_rematerialised=is_rematerialised)
         remembered = (*past, jnp.full_like(stride, self.config.stride_rows - 1), conditions, segment)
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), (*remembered, recent), (*drawn, recent))
-        return self._see_clip(*both, drafts=noisy.shape[1])
+        return self._see_clip(*both, drafts=noisy.shape[1], is_rematerialised=is_rematerialised)
 
-    def _see_clip(self, noisy, level, stride, conditions, segment, recent, drafts: int):
+    def _see_clip(self, noisy, level, stride, conditions, segment, recent, drafts: int, is_rematerialised: bool):
         """The clip, or its second half where that is drafts of the first, in one pass."""
         config, frames = self.config, noisy.shape[1]
         position = (jnp.arange(frames) % (frames - drafts))[None, :, None]
@@ -99,7 +102,7 @@ class Dynamics(nnx.Module):
             )  # fmt: skip
 
         tokens, modulation = self._tokens(noisy, level, stride, conditions, recent)
-        tokens, _ = self._layers(tokens, modulation, meet, None)
+        tokens, _ = self._layers(tokens, modulation, meet, None, is_rematerialised)
         return self._latents(tokens[:, drafts:])
 
     def denoise(
@@ -186,7 +189,7 @@ class Dynamics(nnx.Module):
         modulation = modulation + self.modulation_conditions(conditions.modulation.astype(dtype))
         return jnp.concatenate([grid, noise, given, registers], axis=2), modulation
 
-    def _layers(self, x, modulation, meet, past):
+    def _layers(self, x, modulation, meet, past, is_rematerialised=False):
         """All layers by one scan over super-blocks; keys and values of the layers that look back, `[l b t s g k]`."""
         config = self.config
         graph, weights = nnx.split(self.blocks)
@@ -200,6 +203,7 @@ class Dynamics(nnx.Module):
             keys, values, seen = [], [], 0
             for i, kind in enumerate(config.pattern):
                 block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], weights))
+                block = jax.checkpoint(block, static_argnums=2) if is_rematerialised else block
                 if kind == "space":
                     x, _, _ = block(x, modulation, self._meet_in_space)
                     continue

@@ -187,8 +187,8 @@ def for_device(target: Target) -> Iterator[None]:
     if not target.kinds:
         yield
         return
-    kind, platform = target.kinds[0], "gpu" if target.platform == "cuda" else target.platform
-    mesh = AbstractMesh((1,), ("_",), (AxisType.Auto,), abstract_device=AbstractDevice(kind, 1, platform))
+    device = AbstractDevice(target.kinds[0], 1, target.backend)
+    mesh = AbstractMesh((1,), ("_",), (AxisType.Auto,), abstract_device=device)
     with use_abstract_mesh(mesh):
         yield
 

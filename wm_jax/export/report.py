@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wm_jax.export.targets import TARGETS
+from jax.sharding import AbstractDevice
+
+from pallas_kernels.implementation import PLATFORMS
+from wm_jax.export.targets import TARGETS, Target
 
 PROGRAMS = (
     "start", "step", "rollout", "train",
@@ -44,10 +47,15 @@ def report(
     """A row for each target and program, as they come; `config` is the run whose update is "train"."""
     for target in targets:
         for program in programs:
-            # Their gradient is training's, and Trainium and most GPUs have no kernels of ours.
-            if program in PROGRAMS[4:] and not TARGETS[target].has_kernels:
+            if program in PROGRAMS[4:] and not _has_kernels(TARGETS[target]):
                 continue
             yield _row(config if program == "train" else world, target, program, slots, timeout_s)
+
+
+def _has_kernels(target: Target) -> bool:
+    """Whether `pallas_kernels` has some of its own for such devices."""
+    device = AbstractDevice(target.kinds[0], 1, target.backend) if target.kinds else None
+    return device is not None and any(platform.takes(device) for platform in PLATFORMS)
 
 
 def _row(source: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:

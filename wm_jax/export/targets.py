@@ -34,20 +34,16 @@ class Target:
         return bool(self.topology)
 
     @property
-    def has_kernels(self) -> bool:
-        """Whether `pallas_kernels` has some of its own for it."""
-        return self.platform == "tpu" or "H100" in self.kinds
+    def backend(self) -> str:
+        """The platform as JAX's devices are asked for it: `fits` compares this."""
+        return "gpu" if self.platform == "cuda" else self.platform
 
     def fits(self, platform: str, kind: str) -> bool:
         """Whether a device of this platform (as JAX's backend is called) and kind is one of these."""
-        own = "gpu" if self.platform == "cuda" else self.platform
-        if platform != own or not self.kinds:
-            return platform == own
-        if (
-            own == "gpu"
-        ):  # "NVIDIA H100 80GB HBM3"; a TPU's kind is all of its name: "TPU v5" is another than "TPU v5 lite"
-            return any(name in kind for name in self.kinds)
-        return kind in self.kinds
+        if platform != self.backend or not self.kinds:
+            return platform == self.backend
+        # "NVIDIA H100 80GB HBM3"; a TPU's kind is all of its name: "TPU v5" is another than "TPU v5 lite".
+        return any(name in kind for name in self.kinds) if self.backend == "gpu" else kind in self.kinds
 
 
 def _gpu(

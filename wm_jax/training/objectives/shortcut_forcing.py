@@ -32,6 +32,8 @@ class ShortcutForcing:
       recycled: Chance that a remembered frame carries one of the model's own old errors.
       recycle_from: Updates after which that begins.
       bank: Old errors kept.
+      is_rematerialised: Whether the gradient computes each layer again instead of keeping what is inside: a third more
+        time, most of the memory saved.
     """
 
     bootstrap: float = 0.125
@@ -44,6 +46,7 @@ class ShortcutForcing:
     recycled: float = 0.5
     recycle_from: int = 2000
     bank: int = 1024
+    is_rematerialised: bool = False
     parts: ClassVar[tuple[str, ...]] = ("embedder", "dynamics")
 
     def init_carry(self, world: World) -> dict[str, jax.Array]:
@@ -67,7 +70,7 @@ class ShortcutForcing:
         past = (mix(jax.random.normal(keys[4], clean.shape), dirty, _at(memory / config.levels)), memory)
         noisy = mix(jax.random.normal(keys[5], clean.shape), clean, _at(level / config.levels))
         given = (batch.controls.keys, is_known, segment, past)
-        guess = _predict(world, params, noisy, level, stride, given)
+        guess = _predict(world, params, noisy, level, stride, given, self.is_rematerialised)
         rows, target = self._boot_rows(clean.shape[0]), clean
         if rows:
             few = jax.tree.map(lambda leaf: leaf[:rows], (clean, noisy, level, stride, given))
@@ -149,10 +152,11 @@ class ShortcutForcing:
         return errors.at[place].set(jnp.where(fits[picked, None, None, None], flat[picked], errors[place]))
 
 
-def _predict(world: World, params: Params, noisy, level, stride, given):
+def _predict(world: World, params: Params, noisy, level, stride, given, is_rematerialised=False):
     keys, is_known, segment, past = given
     model = world.model(params)
-    return model.dynamics.denoise_clip(noisy, level, stride, model.embedder(keys, is_known), segment, past)
+    given = model.embedder(keys, is_known), segment, past
+    return model.dynamics.denoise_clip(noisy, level, stride, *given, is_rematerialised)
 
 
 def _two_small(world: World, slow: Params, clean, noisy, level, stride, given):
