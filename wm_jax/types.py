@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import flax.struct
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 Params = dict[str, Any]
 """Weights: a pytree of plain arrays, layers stacked on a leading axis."""
@@ -21,6 +21,7 @@ class KeyBinding:
 
     Attributes:
       code: The physical key, as `KeyboardEvent.code` names it ("ArrowLeft", "KeyW", "Space"): the name on the wire.
+        "Mouse0", "Mouse1" and "Mouse2" are the left, middle and right button of the mouse.
       label: What it does, for people ("left", "jump").
     """
 
@@ -30,9 +31,14 @@ class KeyBinding:
 
 @dataclasses.dataclass(frozen=True)
 class ControlSpace:
-    """Everything a user can do during one frame of a world; column i of `Controls.keys` is `keys[i]`."""
+    """Everything a user can do during one frame of a world; column i of `Controls.keys` is `keys[i]`.
+
+    Attributes:
+      has_mouse: It listens to how far the mouse is moved.
+    """
 
     keys: tuple[KeyBinding, ...]
+    has_mouse: bool = False
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -46,9 +52,12 @@ class Controls:
     Attributes:
       keys: Held during the frame, one column a key of the world's `ControlSpace`. `[b keys]` for one frame,
         `[b t keys]` for many.
+      mouse: How far the mouse was moved during the frame, right and down, in heights of the frame, so that it does not
+        depend on the size of a window; None where the world has no mouse.
     """
 
     keys: Bool[Any, "b *t keys"]
+    mouse: Float[Any, "b *t 2"] | None = None
 
 
 @flax.struct.dataclass
