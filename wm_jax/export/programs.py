@@ -20,9 +20,9 @@ from pallas_kernels.implementation import compiled_for, platforms, refusal
 from pallas_kernels.norm_modulate import cases as norm_cases
 from pallas_kernels.quantized_matmul import cases as quantized_cases
 from wm_jax.types import Controls, Params, Prompt
-from wm_jax.world import World, empty, start, step
-from wm_jax.world.state import WorldState, put
-from wm_jax.world.step import Noise, next_frame, start_noised
+from wm_jax.world import Playable, empty, put, start, step
+from wm_jax.world.playable import State
+from wm_jax.world.step import start_noised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Playing(NamedTuple):
     Attributes:
       start: `(params, prompt, seed) -> one`, the state of one session; with given noise `(params, prompt, noise)`.
       put: `(state, slot, one) -> state`, donated: the session seated.
-      step: `(params, state, keys, active) -> state, frames`, the state donated; with given noise one argument more.
+      step: `(params, state, keys, mouse, active) -> state, frames`, the state donated; with given noise one argument more.
+        `mouse` is None where the world has none.
     """
 
     start: Program
@@ -58,11 +59,11 @@ class Playing(NamedTuple):
     step: Program
 
 
-def playing(world: World, slots: int, prompt: Prompt, is_noise_given: bool = False) -> Playing:
+def playing(world: Playable[Any], slots: int, prompt: Prompt, is_noise_given: bool = False) -> Playing:
     """The programs for this many slots and prompts of this shape (batch 1)."""
     state, one = bare_shapes(world, slots), bare_shapes(world, 1)
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prompt)
-    keys = jax.ShapeDtypeStruct((slots, len(world.config.controls.keys)), bool)
+    held = control_shapes(world, slots)
     active, slot = jax.ShapeDtypeStruct((slots,), bool), jax.ShapeDtypeStruct((), jnp.int32)
 
     def start_one(params, prompt, seed):
@@ -75,18 +76,18 @@ def playing(world: World, slots: int, prompt: Prompt, is_noise_given: bool = Fal
     def put_one(state, slot, one):
         return bare(put(dressed(world, state), slot, dressed(world, one)))
 
-    def step_all(params, state, keys, active):
-        new, frames = step(world, params, dressed(world, state), Controls(keys), active=active)
+    def step_all(params, state, keys, mouse, active):
+        new, frames = step(world, params, dressed(world, state), Controls(keys, mouse), active=active)
         return bare(new), frames
 
-    def step_given(params, state, keys, active, noise):
-        return next_frame(world, params, state, keys, active, noise)
+    def step_given(params, state, keys, mouse, active, noise):
+        return world.next_frame(params, state, Controls(keys, mouse), active, noise)
 
     drawn: Any = jax.ShapeDtypeStruct((), jnp.uint32)
-    inputs: tuple[Any, ...] = (weight_shapes(world), state, keys, active)
+    inputs: tuple[Any, ...] = (weight_shapes(world), state, held.keys, held.mouse, active)
     if is_noise_given:
         drawn = prompt_noise_shape(world, prompt)
-        inputs = (*inputs, noise_shapes(world, slots))
+        inputs = (*inputs, noise_shape(world, slots))
     starting = jax.jit(start_given if is_noise_given else start_one)
     stepping = jax.jit(step_given if is_noise_given else step_all, donate_argnums=1)
     return Playing(
@@ -96,20 +97,20 @@ def playing(world: World, slots: int, prompt: Prompt, is_noise_given: bool = Fal
     )
 
 
-def rollout_program(world: World, slots: int, frames: int) -> Program:
-    """Many frames by one scan of the step with given noise: `keys` and `noise` carry a leading axis of frames."""
+def rollout_program(world: Playable[Any], slots: int, frames: int) -> Program:
+    """Many frames by one scan of the step with given noise: controls and noise carry a leading axis of frames."""
 
-    def rollout(params, state, keys, active, noise):
+    def rollout(params, state, keys, mouse, active, noise):
         def body(state, inputs):
-            return next_frame(world, params, state, inputs[0], active, inputs[1])
+            keys, mouse, noise = inputs
+            return world.next_frame(params, state, Controls(keys, mouse), active, noise)
 
-        return lax.scan(body, state, (keys, noise))
+        return lax.scan(body, state, (keys, mouse, noise))
 
-    keys = jax.ShapeDtypeStruct((frames, slots, len(world.config.controls.keys)), bool)
-    noise = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((frames, *leaf.shape), leaf.dtype), noise_shapes(world, slots)
-    )
-    inputs = (weight_shapes(world), bare_shapes(world, slots), keys, jax.ShapeDtypeStruct((slots,), bool), noise)
+    given = control_shapes(world, slots), noise_shape(world, slots)
+    held, noise = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((frames, *leaf.shape), leaf.dtype), given)
+    active = jax.ShapeDtypeStruct((slots,), bool)
+    inputs = (weight_shapes(world), bare_shapes(world, slots), held.keys, held.mouse, active, noise)
     return Program("rollout", jax.jit(rollout, donate_argnums=1), inputs)
 
 
@@ -148,35 +149,42 @@ def _call(op: str, case: Any, arguments: tuple[Any, ...]) -> Any:
     return out, pull(out)
 
 
-def noise_shapes(world: World, slots: int) -> Noise:
+def control_shapes(world: Playable[Any], slots: int) -> Controls:
+    """Of what the players do in one frame."""
+    known = world.config.controls
+    keys: Any = jax.ShapeDtypeStruct((slots, len(known.keys)), bool)
+    mouse: Any = jax.ShapeDtypeStruct((slots, 2), jnp.float32) if known.has_mouse else None
+    return Controls(keys, mouse)
+
+
+def noise_shape(world: Playable[Any], slots: int) -> jax.ShapeDtypeStruct:
     """Of the noise of one frame."""
-    latent: Any = jax.ShapeDtypeStruct((slots, *world.config.latent_shape), jnp.float32)
-    return Noise(context=latent, frame=latent)
+    return jax.ShapeDtypeStruct((slots, world.noises, *world.config.latent_shape), jnp.float32)
 
 
-def prompt_noise_shape(world: World, prompt: Prompt) -> jax.ShapeDtypeStruct | None:
-    """Of the noise that blurs a prompt (batch 1); None where there is no prompt."""
-    if prompt.frames is None:
+def prompt_noise_shape(world: Playable[Any], prompt: Prompt) -> jax.ShapeDtypeStruct | None:
+    """Of the noise that blurs a prompt (batch 1); None where nothing is blurred."""
+    if prompt.frames is None or not world.is_prompt_blurred:
         return None
     return jax.ShapeDtypeStruct((1, prompt.frames.shape[1], *world.config.latent_shape), jnp.float32)
 
 
-def weight_shapes(world: World) -> Params:
+def weight_shapes(world: Playable[Any]) -> Params:
     """Of the weights that are played."""
     return jax.eval_shape(world.for_playing, world.shapes())
 
 
-def bare_shapes(world: World, slots: int) -> WorldState:
+def bare_shapes(world: Playable[State], slots: int) -> State:
     """Of the state as it crosses a call."""
     return jax.eval_shape(lambda: bare(empty(world, slots)))
 
 
-def bare(state: WorldState) -> WorldState:
+def bare(state: State) -> State:
     """The state with its random keys as plain numbers."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state, is_leaf=_is_key)
 
 
-def dressed(world: World, state: WorldState) -> WorldState:
+def dressed(world: Playable[State], state: State) -> State:
     """The state with its random keys typed again, as the world wants it."""
     typed = jax.eval_shape(lambda: empty(world))
     return jax.tree.map(

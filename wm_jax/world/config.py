@@ -66,5 +66,10 @@ class WorldConfig:
         return *self.grid, self.autoencoder.channels
 
     @property
+    def longest_prompt(self) -> int:
+        """Frames that a prompt may have: those that the next one sees."""
+        return self.dynamics.window_frames + 1
+
+    @property
     def conditioning(self) -> ConditioningConfig:
         return ConditioningConfig(keys=len(self.controls.keys))

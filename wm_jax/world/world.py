@@ -3,38 +3,33 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from wm_jax import checkpoint
 from wm_jax import config as config_file
-from wm_jax.autoencoder import Autoencoder, AutoencoderConfig
+from wm_jax.autoencoder import AutoencoderConfig
 from wm_jax.autoencoder.autoencoder import start_decoder, to_bytes
-from wm_jax.conditioning import Embedder
-from wm_jax.dynamics import Dynamics, DynamicsConfig
+from wm_jax.dynamics import DynamicsConfig
 from wm_jax.types import Controls, ControlSpace, KeyBinding, Params, Prompt
+from wm_jax.world import frame, state
 from wm_jax.world.config import SamplerConfig, WorldConfig
-
-
-class WorldModel(nnx.Module):
-    """The modules of a world: containers of weights; `World` splits and joins them."""
-
-    def __init__(self, config: WorldConfig, rngs: nnx.Rngs):
-        self.autoencoder = Autoencoder(config.autoencoder, rngs)
-        self.embedder = Embedder(config.conditioning, config.dynamics.width, rngs)
-        self.dynamics = Dynamics(config.dynamics, config.grid, config.autoencoder.channels, rngs)
+from wm_jax.world.model import WorldModel
+from wm_jax.world.state import WorldState
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Everything static about a world: hashable, the same for all sessions, compared by its config."""
+    """Everything static about a world: hashable, the same for all sessions, compared by its config; a `Playable`."""
 
     config: WorldConfig
+    noises: ClassVar[int] = 2
+    is_prompt_blurred: ClassVar[bool] = True
 
     def init(self, key: jax.Array) -> Params:
         """Fresh weights: nested dicts of float32 arrays, layers stacked; one compiled call."""
@@ -52,12 +47,40 @@ class World:
         dtype = jnp.dtype(self.config.dynamics.dtype)
         return {**params, "dynamics": jax.tree.map(lambda leaf: leaf.astype(dtype), params["dynamics"])}
 
+    def empty(self, batch: int, key: jax.Array) -> WorldState:
+        """A batch of slots that have shown nothing yet, with these keys, one a row."""
+        return state.init(self.config, batch, key)
+
+    def see(
+        self,
+        params: Params,
+        frames: UInt8[Array, "b p h w 3"],
+        controls: Controls,
+        is_known: Bool[Array, "b p"],
+        seen: WorldState,
+        noise: Float[Array, "b p y x c"] | None,
+    ) -> WorldState:
+        """The state after a prompt, whose frames are remembered blurred by `noise`."""
+        assert noise is not None
+        return frame.see(self.config, self.model(params), frames, controls.keys, is_known, seen, noise)
+
+    def next_frame(
+        self,
+        params: Params,
+        past: WorldState,
+        controls: Controls,
+        active: Bool[Array, " b"],
+        noise: Float[Array, "b 2 y x c"],
+    ) -> tuple[WorldState, UInt8[Array, "b h w 3"]]:
+        """The state after the next frame, and the frame: all of its computation, nothing drawn."""
+        return frame.next_frame(self.config, self.model(params), past, controls.keys, active, noise)
+
     def model(self, params: Params) -> WorldModel:
         """The modules around these weights; for use inside a traced function only."""
-        graph, state = _blueprint(self.config)
-        state = jax.tree.map(lambda leaf: leaf, state)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
+        graph, weights = _blueprint(self.config)
+        weights = jax.tree.map(lambda leaf: leaf, weights)
+        nnx.replace_by_pure_dict(weights, params)
+        return nnx.merge(graph, weights)
 
 
 def load(folder: str | Path) -> tuple[World, Params]:
