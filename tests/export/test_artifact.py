@@ -54,7 +54,7 @@ def play(folder: Path, exported: artifact.Artifact | None) -> np.ndarray:
             engine.seat(turn // 2, Opening(seed=turn))
         active = np.array([turn != 3, turn >= 2])
         keys = rng.random((SLOTS, len(world.config.controls.keys))) < 0.5
-        frames.append(np.where(active[:, None, None, None], np.asarray(engine.step(keys, active)), 0))
+        frames.append(np.where(active[:, None, None, None], np.asarray(engine.step(wm.Controls(keys), active)), 0))
     return np.stack(frames)
 
 
@@ -88,7 +88,7 @@ def test_with_given_noise_a_session_depends_on_its_seed_alone(world_folder, tmp_
         engine.seat(1 - slot, Opening(seed=8))
         active = np.array([neighbour, neighbour])
         active[slot] = True
-        return np.stack([np.asarray(engine.step(keys, active))[slot] for _ in range(3)])
+        return np.stack([np.asarray(engine.step(wm.Controls(keys), active))[slot] for _ in range(3)])
 
     alone = dream(0, neighbour=False)
     assert len({frame.tobytes() for frame in alone}) == 3
@@ -104,7 +104,7 @@ def test_with_given_noise_a_session_without_a_prompt_begins_anew_too(monkeypatch
 
     def dream(seed: int) -> np.ndarray:
         engine.seat(0, Opening(seed=seed))
-        return np.stack([np.asarray(engine.step(keys, active))[0] for _ in range(3)])
+        return np.stack([np.asarray(engine.step(wm.Controls(keys), active))[0] for _ in range(3)])
 
     first = dream(7)
     np.testing.assert_array_equal(dream(7), first)

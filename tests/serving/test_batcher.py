@@ -34,7 +34,7 @@ class StillEngine(Engine):
     def seat(self, slot, opening) -> None:
         pass
 
-    def step(self, keys, active):
+    def step(self, controls, active):
         return np.zeros((1, 8, 8, 3), np.uint8)
 
 

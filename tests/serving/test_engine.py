@@ -37,7 +37,7 @@ def play(engine: Engine, keys: list[np.ndarray | None], frames: int) -> np.ndarr
     active = np.asarray([row is not None for row in keys])
     for index in range(frames):
         rows = np.stack([np.zeros(4, bool) if row is None else row[index] for row in keys])
-        shown.append(np.asarray(engine.step(rows, active)))
+        shown.append(np.asarray(engine.step(wm.Controls(rows), active)))
     return np.stack(shown, axis=1)
 
 

@@ -87,6 +87,8 @@ class Service:
         self.config = config
         self.world = world.config
         self.scenes = Scenes(prompts)
+        # A world may say itself whether it starts from any image; otherwise one that ships first frames does.
+        self.takes_image: bool = getattr(world, "takes_image", self.scenes.count > 0)
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,19 +118,19 @@ class Service:
         """Seats a new session, or refuses to."""
         if self.batcher.stage.failure is not None:
             raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
-        opening = models.check_request(body, self.world, self.sources, self.scenes.count)
+        opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
         return self.lobby.create(body, opening)
 
     def info(self) -> ModelInfo:
         """The world, as the model list shows it."""
         free = self.batcher.free_slots
-        return models.model_info(self.world, self.config, self.sources, self.scenes.count, free)
+        return models.model_info(self.world, self.config, self.sources, self.scenes.count, self.takes_image, free)
 
     def created(self, place: Place) -> SessionCreated:
         """The first message of a connection."""
         return SessionCreated(
             session=models.session_info(self.world, place.session, self.lobby.status(place)),
-            capabilities=models.capabilities(self.config, self.sources, self.scenes.count),
+            capabilities=models.capabilities(self.world, self.config, self.sources, self.takes_image),
             resume_token=place.resume_token,
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.outbox import EncodedFrame
@@ -22,6 +22,7 @@ from wm_jax.serving.protocol import ErrorCode
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.scatter import encode_turn, is_wanted
 from wm_jax.serving.session import Session, Turn
+from wm_jax.types import Controls
 
 log = logging.getLogger(__name__)
 
@@ -237,17 +238,25 @@ class Batcher:
         turns = self._gather(is_tick)
         if not turns:
             return
-        keys = np.zeros((self._engine.slots, turns[0][2].keys.shape[0]), bool)
-        active = np.zeros(self._engine.slots, bool)
-        for slot, _, turn in turns:
-            keys[slot] = turn.keys
-            active[slot] = True
+        controls, active = self._controls(turns)
         called, called_cpu = time.perf_counter(), time.thread_time()
-        frames = self._engine.step(keys, active)
+        frames = self._engine.step(controls, active)
         self._launched_at = time.perf_counter()
         self._launched.put(Launch(frames, turns, self._launched_at, called_cpu - began_cpu))
         self._in_flight += 1
         self.pulse.count_launch(self._launched_at - called)
+
+    def _controls(self, turns: list[tuple[int, Session, Turn]]) -> tuple[Controls, Bool[np.ndarray, " b"]]:
+        """What every slot is told, and which of them are stepped."""
+        slots, first = self._engine.slots, turns[0][2]
+        keys, active = np.zeros((slots, first.keys.shape[0]), bool), np.zeros(slots, bool)
+        mouse = None if first.mouse is None else np.zeros((slots, 2), np.float32)
+        for slot, _, turn in turns:
+            keys[slot] = turn.keys
+            active[slot] = True
+            if mouse is not None:
+                mouse[slot] = turn.mouse
+        return Controls(keys, mouse), active
 
     def _gather(self, is_tick: bool) -> list[tuple[int, Session, Turn]]:
         """Takes every latch; starts dreams anew where asked; sends the turns of real games to the arcade."""

@@ -94,7 +94,7 @@ class Engine:
         self.seat(0, Opening(0))
         keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
         for _ in range(2):
-            self.step(keys, np.zeros(self.slots, bool)).block_until_ready()
+            self.step(Controls(keys), np.zeros(self.slots, bool)).block_until_ready()
         report("ready", 1.0)
 
     def _lower(self, program: Program) -> Any:
@@ -111,9 +111,10 @@ class Engine:
         one = self._start(self._params, prompt, drawn)
         self._state = self._put(self._state, np.int32(slot), one)
 
-    def step(self, keys: Bool[np.ndarray, "b keys"], active: Bool[np.ndarray, " b"]) -> UInt8[Array, "b h w 3"]:
+    def step(self, controls: Controls, active: Bool[np.ndarray, " b"]) -> UInt8[Array, "b h w 3"]:
         """One frame of every active slot. Returns at once; the frames are still being made."""
         assert self._step is not None and self._state is not None, "compile first"
+        keys = controls.keys
         noise = () if self._noise is None else (self._noise.draw(active),)
         self._state, frames = self._step(self._params, self._state, keys, active, *noise)
         return frames

@@ -62,6 +62,7 @@ def generate() -> str:
         f"export const MINOR = {protocol.MINOR};",
         f'export const SUBPROTOCOL = "{protocol.SUBPROTOCOL}";',
         f'export const AUTH_PREFIX = "{protocol.AUTH_PREFIX}";',
+        f"export const MAX_MOUSE = {protocol.MAX_MOUSE:g};",
         _enum("CLOSE", {code.name: code.value for code in protocol.CloseCode}),
         _enum("ERROR", {code.name: code.value for code in protocol.ErrorCode}),
     ]

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from wm_jax.serving.codec import CODECS, decode_image
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.protocol import (
+    MAX_MOUSE,
     Capabilities,
     CreateSession,
     ErrorCode,
@@ -32,16 +33,20 @@ def action_schema(world: WorldConfig) -> dict[str, Any]:
     """JSON Schema of what an `action` may hold in this world."""
     codes = list(world.controls.codes)
     held = {"type": "array", "items": {"enum": codes}, "uniqueItems": True}
-    raw = {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}}
-    return {
-        "type": "object",
-        "properties": {"held": held, "raw": {**raw, "minItems": len(codes), "maxItems": len(codes)}},
-        "oneOf": [{"required": ["held"]}, {"required": ["raw"]}],
-    }
+    inputs = {"held": held, "raw": _numbers(len(codes), 0, 1, "one a key, in this order")}
+    if world.controls.has_mouse:
+        inputs["mouse"] = _numbers(2, -MAX_MOUSE, MAX_MOUSE, "moved right and down, in heights of the frame; adds up")
+    return {"type": "object", "properties": inputs, "oneOf": [{"required": ["held"]}, {"required": ["raw"]}]}
+
+
+def _numbers(count: int, least: float, most: float, meaning: str) -> dict[str, Any]:
+    """JSON Schema of this many numbers."""
+    number = {"type": "number", "minimum": least, "maximum": most}
+    return {"type": "array", "items": number, "minItems": count, "maxItems": count, "description": meaning}
 
 
 def model_info(
-    world: WorldConfig, config: ServeConfig, sources: list[Source], scenes: int, free_slots: int
+    world: WorldConfig, config: ServeConfig, sources: list[Source], scenes: int, takes_image: bool, free_slots: int
 ) -> ModelInfo:
     """The world as `GET /v1/models/{id}` shows it."""
     height, width = world.image
@@ -53,7 +58,8 @@ def model_info(
         action_space=action_schema(world),
         keymap=keymap(world),
         prompts=scenes,
-        image=scenes > 0,
+        image=takes_image,
+        mouse=world.controls.has_mouse,
         sources=sources,
         codecs=list(CODECS),
         limits=Limits(
@@ -67,10 +73,11 @@ def model_info(
     )
 
 
-def capabilities(config: ServeConfig, sources: list[Source], scenes: int) -> Capabilities:
+def capabilities(world: WorldConfig, config: ServeConfig, sources: list[Source], takes_image: bool) -> Capabilities:
     """What a session may ask for."""
     return Capabilities(
-        image=scenes > 0,
+        image=takes_image,
+        mouse=world.controls.has_mouse,
         sources=sources,
         codecs=list(CODECS),
         credit_window=config.credit_window,
@@ -95,14 +102,17 @@ def session_info(world: WorldConfig, session: Session, status: str) -> SessionIn
         seed=session.opening.seed,
         codec=session.codec,
         keys=keymap(world),
+        mouse=world.controls.has_mouse,
     )
 
 
-def check_request(body: CreateSession, world: WorldConfig, sources: list[Source], scenes: int) -> Opening:
+def check_request(
+    body: CreateSession, world: WorldConfig, sources: list[Source], scenes: int, takes_image: bool
+) -> Opening:
     """What the new session starts from.
 
     Raises:
-      Refusal: another model, a source or a prompt that is not there, or an image of another size.
+      Refusal: another model, a source or a prompt that is not there, or an image that is not wanted or of another size.
     """
     if body.model not in (None, world.name):
         text = f"model {body.model!r} is not served here, {world.name!r} is"
@@ -115,13 +125,13 @@ def check_request(body: CreateSession, world: WorldConfig, sources: list[Source]
     if body.init.prompt is not None and body.init.prompt >= scenes:
         text = f"prompt {body.init.prompt} does not exist, this world ships {scenes} (from 0)"
         raise Refusal(ErrorCode.UNSUPPORTED, text, param="init.prompt")
-    image = None if body.init.image is None else _first_image(body.init.image, world, scenes)
+    if body.init.image is not None and not takes_image:
+        raise Refusal(ErrorCode.UNSUPPORTED, "this world starts from noise and takes no image", param="init.image")
+    image = None if body.init.image is None else _first_image(body.init.image, world)
     return Opening(seed=body.init.seed, prompt=body.init.prompt, image=image)
 
 
-def _first_image(text: str, world: WorldConfig, scenes: int) -> UInt8[Any, "h w 3"]:
-    if scenes == 0:
-        raise Refusal(ErrorCode.UNSUPPORTED, "this world starts from noise and takes no image", param="init.image")
+def _first_image(text: str, world: WorldConfig) -> UInt8[Any, "h w 3"]:
     try:
         return decode_image(base64.b64decode(text.rpartition(",")[2], validate=True), world.image)
     except (ValueError, binascii.Error) as error:

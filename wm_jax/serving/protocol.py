@@ -15,6 +15,8 @@ MAJOR = 1
 MINOR = 0
 SUBPROTOCOL = f"wm.v{MAJOR}"
 AUTH_PREFIX = "wm.auth."
+MAX_MOUSE = 8.0
+"""The farthest one message moves the mouse either way, in heights of the frame."""
 
 Codec = Literal["jpeg", "png", "raw"]
 Mode = Literal["realtime", "stepped"]
@@ -108,7 +110,12 @@ class Message(BaseModel):
 
 
 class Held(Message):
-    """What is held: keys by name, or one number a key in the world's own order."""
+    """What is held: keys by name, or one number a key in the world's own order; and how far the mouse was moved.
+
+    Attributes:
+      mouse: `[right, down]` since the last message that told it, in heights of the frame: it counts in one frame and adds
+        up until then, while keys stay held.
+    """
 
     held: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, max_length=256)
     raw: list[float] | None = Field(default=None, max_length=1024)
@@ -125,7 +132,7 @@ class Held(Message):
 
 
 class Action(Held):
-    """Keys held from now on; the newest wins."""
+    """Keys held from now on, of which the newest win, and movements of the mouse, which add up."""
 
     type: Literal["action"]
     event_id: EventId | None = None
@@ -157,7 +164,7 @@ class Control(Message):
 
 
 class Step(Message):
-    """Stepped mode: n frames, under one action each; the last action given holds for the rest."""
+    """Stepped mode: n frames, under one action each; the keys of the last one hold for the rest."""
 
     type: Literal["step"]
     step_id: EventId
@@ -260,6 +267,7 @@ class SessionInfo(Message):
     seed: int
     codec: Codec
     keys: list[KeyInfo]
+    mouse: bool = False
 
 
 class SessionCreated(Message):
@@ -440,6 +448,7 @@ class ModelInfo(Message):
     prompts: int
     prompt: bool = False
     image: bool = True
+    mouse: bool = False
     fork: bool = False
     stepped: bool = True
     sources: list[Source]

@@ -14,11 +14,11 @@ import time
 from collections import OrderedDict, deque
 from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Bool, UInt8
 
+from wm_jax.serving.inputs import Input, InputReader, Mouse, moved
 from wm_jax.serving.outbox import EncodedFrame, Outbox
-from wm_jax.serving.protocol import Action, Codec, ErrorCode, EventId, Held, Mode, Refusal, Source, Step
+from wm_jax.serving.protocol import Action, Codec, ErrorCode, EventId, Mode, Refusal, Source, Step
 from wm_jax.types import ControlSpace
 
 MAX_WAITING_STEPS = 8
@@ -41,12 +41,14 @@ class Turn(NamedTuple):
 
     Attributes:
       keys: Held during the frame.
+      mouse: Moved during the frame; None in a world without a mouse.
       opening: Start anew with this first, if given.
       taken_at: `time.perf_counter()` of the taking.
       pressed_at: The same clock when the newest event arrived, if it is new in this frame.
     """
 
     keys: Bool[Any, " keys"]
+    mouse: Mouse
     source: Source
     opening: Opening | None
     frame_id: int
@@ -55,6 +57,14 @@ class Turn(NamedTuple):
     step_id: EventId | None
     taken_at: float
     pressed_at: float | None
+
+
+class _Pressed(NamedTuple):
+    """An action as the world reads it, and what is told of it with the frames that obey it."""
+
+    given: Input
+    event_id: EventId | None
+    client_ts: float | None
 
 
 @dataclasses.dataclass
@@ -67,7 +77,7 @@ class _StepWork:
     """
 
     request: Step
-    rows: list[Bool[Any, " keys"]]
+    rows: list[Input]
     first: int
     source: Source
     opening: Opening | None
@@ -113,15 +123,16 @@ class Session:
         self.started_at = time.monotonic()
         self._newest_shown = -1
         self._early: dict[int, EncodedFrame] = {}
-        self._columns = {code: index for index, code in enumerate(controls.codes)}
+        self._reader = InputReader(controls)
+        self._still = self._reader.still
         self._max_step_frames = max_step_frames
         self._lock = threading.Lock()
-        self._keys = np.zeros(len(self._columns), bool)
+        self._keys, self._mouse = self._reader.nothing()
         self._tapped: Bool[Any, " keys"] | None = None
         self._event_id: EventId | None = None
         self._client_ts: float | None = None
         self._pressed_at: float | None = None
-        self._scheduled: dict[int, Action] = {}
+        self._scheduled: dict[int, _Pressed] = {}
         self._next_frame = 0
         self._asked = 0
         self._restart: Opening | None = opening
@@ -143,25 +154,27 @@ class Session:
     def press(self, action: Action) -> int:
         """Latches an action; the frame it will first count in. In stepped mode it holds for steps without actions.
 
+        The newest keys win; the mouse adds up until a frame takes it, and counts in that frame alone.
+
         Raises:
-          Refusal: a key this world does not have, a row of another length, an input it does not listen to, or a
-            frame named in stepped mode.
+          Refusal: an input that this world does not read, too many actions ahead, or a frame named in stepped mode.
         """
-        keys = self._row(action, action.event_id)
+        pressed = _Pressed(self._reader.read(action, action.event_id), action.event_id, action.client_ts)
         if self.mode == "stepped":
-            return self._press_between_steps(keys, action)
+            return self._press_between_steps(pressed.given, action)
         with self._lock:
             if action.at == "next" or action.at <= self._next_frame:
-                self._latch(keys, action)
+                self._latch(pressed)
                 return self._next_frame
-            if len(self._scheduled) >= MAX_SCHEDULED:
+            older = self._scheduled.get(action.at)
+            if older is None and len(self._scheduled) >= MAX_SCHEDULED:
                 raise Refusal(
                     ErrorCode.BUSY,
                     f"{MAX_SCHEDULED} actions are scheduled already; send later ones later",
                     param="at",
                     event_id=action.event_id,
                 )
-            self._scheduled[action.at] = action
+            self._scheduled[action.at] = pressed if older is None else _after(older, pressed)
             return action.at
 
     def ask(self, step: Step) -> int:
@@ -185,7 +198,7 @@ class Session:
                 raise Refusal(ErrorCode.BUSY, f"{MAX_WAITING_STEPS} steps are waiting already", event_id=step.step_id)
             self._steps.append(work)
         self._restart = None
-        self._keys = work.rows[-1]
+        self._keys, self._mouse = work.rows[-1].keys, self._still
         self._asked += len(work.rows)
         self._kept[step.step_id] = work
         while len(self._kept) > MAX_WAITING_STEPS + KEPT_STEPS:
@@ -199,14 +212,22 @@ class Session:
             if seed is not None and seed != self.opening.seed:
                 self.opening = Opening(seed, image=self.opening.image)
             self._restart = self.opening
+            self._mouse = self._still
             return self.next_frame
+
+    def pause(self, wanted: bool) -> None:
+        """Stops the media clock, or lets it run on; where the mouse was moved to meanwhile is forgotten."""
+        with self._lock:
+            if wanted != self.is_paused:
+                self._mouse = self._still
+            self.is_paused = wanted
 
     def release_keys(self) -> None:
         """Nothing is held any more: the player is gone. A stepped session obeys its steps alone, connected or not."""
         if self.mode == "stepped":
             return
         with self._lock:
-            self._keys = np.zeros(len(self._columns), bool)
+            self._keys, self._mouse = self._reader.nothing()
             self._tapped = None
             self._scheduled.clear()
 
@@ -250,6 +271,7 @@ class Session:
             # Between launches the caches go cold, and each call of NumPy then takes tens of microseconds: none without need.
             turn = Turn(
                 self._keys if self._tapped is None else self._keys | self._tapped,
+                self._mouse,
                 self.source,
                 self._restart,
                 self._next_frame,
@@ -263,11 +285,12 @@ class Session:
             self._restart = None
             self._pressed_at = None
             self._tapped = None
+            self._mouse = self._still
             return turn
 
     # ---- inside
 
-    def _press_between_steps(self, keys: Bool[Any, " keys"], action: Action) -> int:
+    def _press_between_steps(self, given: Input, action: Action) -> int:
         if action.at != "next":
             raise Refusal(
                 ErrorCode.WRONG_MODE,
@@ -276,30 +299,31 @@ class Session:
                 param="at",
                 event_id=action.event_id,
             )
-        self._keys = keys
+        self._keys, self._mouse = given.keys, moved(self._mouse, given.mouse)
         return self._asked
 
-    def _latch(self, keys: Bool[Any, " keys"], action: Action) -> None:
+    def _latch(self, pressed: _Pressed) -> None:
+        keys, mouse = pressed.given
         # A key pressed and released between two frames still counts in the next one.
         tapped = keys & ~self._keys
         self._tapped = tapped if self._tapped is None else self._tapped | tapped
         self._keys = keys
+        self._mouse = moved(self._mouse, mouse)
         self._pressed_at = time.perf_counter()
-        if action.event_id is not None:
-            self._event_id = action.event_id
-        if action.client_ts is not None:
-            self._client_ts = action.client_ts
+        if pressed.event_id is not None:
+            self._event_id = pressed.event_id
+        if pressed.client_ts is not None:
+            self._client_ts = pressed.client_ts
 
     def _apply_scheduled(self) -> None:
         for frame in sorted(frame for frame in self._scheduled if frame <= self._next_frame):
-            action = self._scheduled.pop(frame)
-            self._latch(self._row(action, action.event_id), action)
+            self._latch(self._scheduled.pop(frame))
 
     def _take_of_step(self) -> Turn:
         work = self._steps[0]
         request = work.request
         turn = Turn(
-            work.rows[work.launched],
+            *work.rows[work.launched],
             work.source,
             work.opening if work.launched == 0 else None,
             self._next_frame,
@@ -333,7 +357,7 @@ class Session:
             self.outbox.put_frame(frame)
         return known.first
 
-    def _step_rows(self, step: Step) -> list[Bool[Any, " keys"]]:
+    def _step_rows(self, step: Step) -> list[Input]:
         count = step.n if step.n is not None else max(1, len(step.actions))
         if count > self._max_step_frames:
             raise Refusal(
@@ -349,42 +373,13 @@ class Session:
                 param="actions",
                 event_id=step.step_id,
             )
-        rows = [self._row(action, step.step_id) for action in step.actions] or [self._keys]
-        return rows + [rows[-1]] * (count - len(rows))
+        still = self._still
+        rows = [self._reader.read(action, step.step_id) for action in step.actions] or [Input(self._keys, still)]
+        # Keys hold for the rest of the step; what the mouse was moved before it belongs to its first frame.
+        rest = [Input(rows[-1].keys, still)] * (count - len(rows))
+        return [Input(rows[0].keys, moved(self._mouse, rows[0].mouse)), *rows[1:], *rest]
 
-    def _row(self, held: Held, event_id: EventId | None) -> Bool[Any, " keys"]:
-        """The world's own row of keys."""
-        if held.mouse is not None or held.axes is not None:
-            raise Refusal(
-                ErrorCode.UNSUPPORTED,
-                "this world listens to keys only, not to mouse or axes",
-                param="mouse" if held.mouse is not None else "axes",
-                event_id=event_id,
-            )
-        if held.raw is not None:
-            if len(held.raw) != len(self._columns):
-                raise Refusal(
-                    ErrorCode.WRONG_DIMENSION,
-                    f"raw has {len(held.raw)} numbers, this world has {len(self._columns)} keys: "
-                    f"{', '.join(self._columns)}",
-                    param="raw",
-                    event_id=event_id,
-                )
-            return np.asarray(held.raw) > 0.5
-        if held.held is None:
-            raise Refusal(
-                ErrorCode.BAD_MESSAGE, "an action needs `held` (key names) or `raw` (one number a key)",
-                param="held", event_id=event_id,
-            )  # fmt: skip
-        row = np.zeros(len(self._columns), bool)
-        for code in held.held:
-            column = self._columns.get(code)
-            if column is None:
-                raise Refusal(
-                    ErrorCode.UNKNOWN_KEY,
-                    f"key {code!r} is unknown, this world listens to {', '.join(self._columns)}",
-                    param="held",
-                    event_id=event_id,
-                )
-            row[column] = True
-        return row
+
+def _after(older: _Pressed, newer: _Pressed) -> _Pressed:
+    """Two actions for the same frame: the newer keys, and both movements of the mouse."""
+    return newer._replace(given=Input(newer.given.keys, moved(older.given.mouse, newer.given.mouse)))

@@ -284,7 +284,7 @@ class Connection:
         if session.mode == "stepped":
             text = f"a stepped session waits for steps anyway; {message.op} is for realtime ones"
             raise Refusal(ErrorCode.WRONG_MODE, text, param="op", event_id=message.event_id)
-        session.is_paused = message.op == "pause"
+        session.pause(message.op == "pause")
         return session.next_frame
 
     def _update(self, message: SessionUpdate) -> int:

@@ -4,6 +4,7 @@ export const MAJOR = 1;
 export const MINOR = 0;
 export const SUBPROTOCOL = "wm.v1";
 export const AUTH_PREFIX = "wm.auth.";
+export const MAX_MOUSE = 8;
 export const CLOSE = Object.freeze({
   NORMAL: 1000,
   POLICY: 1008,
@@ -184,6 +185,7 @@ export const ERROR = Object.freeze({
  * @property {number} prompts
  * @property {boolean} [prompt]
  * @property {boolean} [image]
+ * @property {boolean} [mouse]
  * @property {boolean} [fork]
  * @property {boolean} [stepped]
  * @property {("dream"|"real")[]} sources
@@ -236,6 +238,7 @@ export const ERROR = Object.freeze({
  * @property {number} seed
  * @property {"jpeg"|"png"|"raw"} codec
  * @property {KeyInfo[]} keys
+ * @property {boolean} [mouse]
  */
 /**
  * @typedef {Object} SessionInit
