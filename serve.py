@@ -128,16 +128,16 @@ def _invite(console: Console, url: str) -> None:
 
 def dream(args: ServeArgs, world: World, params: Params, prompts: Prompt, console: Console) -> None:
     """Writes the video of --rollout."""
-    from wm_jax.serving.offline import read_keys, write_rollout
+    from wm_jax.serving.offline import read_controls, write_rollout
 
     assert args.rollout is not None
-    keys = read_keys(args.rollout, world.config.controls)
+    controls = read_controls(args.rollout, world.config.controls)
     with Progress(console=console) as progress:
-        task = progress.add_task("dreaming", total=len(keys))
+        task = progress.add_task("dreaming", total=len(controls.keys))
         write_rollout(
-            world, params, prompts, keys, args.out, args.seed, lambda done, _: progress.update(task, completed=done)
+            world, params, prompts, controls, args.out, args.seed, lambda done, _: progress.update(task, completed=done)
         )
-    console.print(f"wrote {args.out}: {len(keys)} frames at {world.config.fps:g} fps", highlight=False)
+    console.print(f"wrote {args.out}: {len(controls.keys)} frames at {world.config.fps:g} fps", highlight=False)
 
 
 if __name__ == "__main__":

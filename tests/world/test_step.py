@@ -14,7 +14,7 @@ from wm_jax.nn.rope import PERIOD
 from wm_jax.samplers import mix, sample
 from wm_jax.types import Params
 from wm_jax.world.rollout import predict_next
-from wm_jax.world.step import draw, next_frame, pick_prompt
+from wm_jax.world.step import draw, pick_prompt
 
 BATCH, FRAMES, PROMPT = 3, 11, 3
 Tiny = tuple[wm.World, Params]
@@ -133,10 +133,10 @@ def test_fused_commit_equals_separate_commit(tiny: Tiny, prompt, held):
     state = wm.start(world, params, prompt, jax.random.key(1))
     config, keys, active = world.config.dynamics, jnp.asarray(held[:, 0]), jnp.ones((BATCH,), bool)
     noise, _ = draw(world, state.key)
-    fused, frame = jax.jit(next_frame, static_argnums=0)(world, params, state, keys, active, noise)
+    fused, frame = jax.jit(world.next_frame)(params, state, wm.Controls(keys), active, noise)
     model = world.model(params)
     past = model.embedder(state.held[:, None], state.is_known[:, None])
-    remembered = mix(noise.context, state.latent, config.context_index / config.levels)
+    remembered = mix(noise[:, 0], state.latent, config.context_index / config.levels)
     cache = model.dynamics.commit(remembered[:, None], past, state.cache, active)
     np.testing.assert_allclose(fused.cache.keys, cache.keys, atol=1e-5)
     np.testing.assert_allclose(fused.cache.values, cache.values, atol=1e-5)
@@ -148,7 +148,7 @@ def test_fused_commit_equals_separate_commit(tiny: Tiny, prompt, held):
         stride = jnp.asarray([[steps.bit_length() - 1]])
         return model.dynamics.denoise(noisy[:, None], level, stride, here, cache, alone)[0][:, 0]
 
-    separate = jax.jit(lambda noise: sample(predict, noise, steps))(noise.frame)
+    separate = jax.jit(lambda noise: sample(predict, noise, steps))(noise[:, 1])
     np.testing.assert_allclose(fused.latent, jnp.clip(separate, -5, 5), atol=1e-4)
     assert frame.shape == (BATCH, 32, 32, 3)
 

@@ -23,7 +23,7 @@ from wm_jax.dynamics import ring_cache
 from wm_jax.eval.progress import progress
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, WorldState, load, load_prompts, rollout, start, step
-from wm_jax.world.step import check_keys, pick_prompt
+from wm_jax.world.step import check_controls, pick_prompt
 
 YOUNG = 100
 _BLOCK, _BLOCKS, _CHUNK = 4, 80, 500
@@ -143,15 +143,15 @@ def _host_ms(world: World, params: Params, state: WorldState, keys: np.ndarray) 
     """A step that takes and gives exactly what `step` does, donated alike, but computes nothing: the price of the call."""
     image = (1, *world.config.image, 3)
 
-    def nothing(params, state, held, active):
-        return dataclasses.replace(state, held=held & active[:, None]), jnp.zeros(image, jnp.uint8)
+    def nothing(params, state, controls, active):
+        return dataclasses.replace(state, held=controls.keys & active[:, None]), jnp.zeros(image, jnp.uint8)
 
     call = jax.jit(nothing, donate_argnums=1, keep_unused=True)
     times = []
     for i in range(400):
         since = time.perf_counter()
-        held, active = check_keys(world, keys[i % len(keys)], 1), jnp.ones((1,), bool)
-        state, frame = call(params, state, held, active)
+        controls, active = check_controls(world, Controls(keys[i % len(keys)]), 1), jnp.ones((1,), bool)
+        state, frame = call(params, state, controls, active)
         np.asarray(frame)
         times.append(1e3 * (time.perf_counter() - since))
     return float(np.median(times[100:]))

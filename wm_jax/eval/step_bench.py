@@ -23,7 +23,7 @@ from pallas_kernels.implementation import Implementation, using
 from wm_jax import config as config_file
 from wm_jax.config import ConfigError
 from wm_jax.eval.provenance import commit, device
-from wm_jax.types import Params
+from wm_jax.types import Controls, Params
 from wm_jax.world import World, WorldState, empty
 from wm_jax.world.step import advance
 
@@ -62,10 +62,11 @@ class Arm:
 
     def __init__(self, world: World, params: Params, batch: int, implementation: Implementation):
         self.state, self.params = full_state(world, batch), params
-        inputs = (params, self.state, jnp.zeros((batch, len(world.config.controls.keys)), bool), jnp.ones(batch, bool))
+        held = Controls(jnp.zeros((batch, len(world.config.controls.keys)), bool))
+        inputs = (params, self.state, held, jnp.ones(batch, bool))
 
-        def step(params, state, keys, active):
-            return advance(world, params, state, keys, active)
+        def step(params, state, controls, active):
+            return advance(world, params, state, controls, active)
 
         with using(implementation):
             self.step = jax.jit(step, donate_argnums=1).lower(*inputs).compile()

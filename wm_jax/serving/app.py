@@ -47,7 +47,7 @@ from wm_jax.serving.protocol import (
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.websocket import Connection, error_message
 from wm_jax.types import Params, Prompt
-from wm_jax.world import World
+from wm_jax.world import Playable
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +82,17 @@ class Service:
     """One world being served: engine, device loop and lobby, joined."""
 
     def __init__(
-        self, config: ServeConfig, world: World, params: Params, prompts: Prompt, artifact: Artifact | None = None
+        self,
+        config: ServeConfig,
+        world: Playable[Any],
+        params: Params,
+        prompts: Prompt,
+        artifact: Artifact | None = None,
     ) -> None:
         self.config = config
         self.world = world.config
         self.scenes = Scenes(prompts)
-        # A world may say itself whether it starts from any image; otherwise one that ships first frames does.
-        self.takes_image: bool = getattr(world, "takes_image", self.scenes.count > 0)
+        self.takes_image = world.takes_image or self.scenes.count > 0
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,7 +154,7 @@ def _show_all(delivery: Delivery) -> None:
 
 
 def make_app(
-    config: ServeConfig, world: World, params: Params, prompts: Prompt, artifact: Artifact | None = None
+    config: ServeConfig, world: Playable[Any], params: Params, prompts: Prompt, artifact: Artifact | None = None
 ) -> FastAPI:
     """The whole server as an ASGI application; it compiles once it runs."""
     service = Service(config, world, params, prompts, artifact)
@@ -371,7 +375,7 @@ def make_server(config: ServeConfig, app: FastAPI) -> DrainingServer:
 
 def serve(
     config: ServeConfig,
-    world: World,
+    world: Playable[Any],
     params: Params,
     prompts: Prompt,
     announce: Callable[[str], None] = log.info,

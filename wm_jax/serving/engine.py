@@ -12,13 +12,12 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.export.artifact import NEEDS_GIVEN_NOISE, Artifact
-from wm_jax.export.programs import Program, bare, playing
+from wm_jax.export.programs import Program, bare, control_shapes, playing
 from wm_jax.serving.noise import HostNoise
 from wm_jax.serving.session import Opening
 from wm_jax.types import Controls, Params, Prompt
-from wm_jax.world.state import WorldState, empty
+from wm_jax.world import Playable, empty
 from wm_jax.world.step import pick_prompt
-from wm_jax.world.world import World
 
 Report = Callable[[str, float], None]
 """Told the stage and the share of the work that is done."""
@@ -26,7 +25,9 @@ Report = Callable[[str, float], None]
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The first frames that ship with a world, on the host; none: it dreams its first frame from noise."""
+    """The first frames that ship with a world, on the host; none: it dreams its first frame from noise, or goes on from the
+    image that a player gives.
+    """
 
     prompts: Prompt
 
@@ -37,7 +38,7 @@ class Scenes:
     def pick(self, opening: Opening) -> Prompt:
         """The prompt of one session, batch 1: its own image held still, the scene it names, or the seed's."""
         if self.prompts.frames is None:
-            return Prompt()
+            return Prompt() if opening.image is None else Prompt(opening.image[None, None])
         chosen = pick_prompt(self.prompts, opening.seed) if opening.prompt is None else self._row(opening.prompt)
         frames = np.asarray(chosen.frames)
         keys = None if chosen.controls is None else np.asarray(chosen.controls.keys)
@@ -58,7 +59,7 @@ class Engine:
     """
 
     def __init__(
-        self, world: World, params: Params, scenes: Scenes, slots: int, artifact: Artifact | None = None
+        self, world: Playable[Any], params: Params, scenes: Scenes, slots: int, artifact: Artifact | None = None
     ) -> None:
         self.world = world
         self.scenes = scenes
@@ -68,34 +69,43 @@ class Engine:
         is_noise_given = (
             jax.default_backend() in NEEDS_GIVEN_NOISE if artifact is None else artifact.manifest.is_noise_given
         )
-        self._noise = HostNoise(slots, world.config.latent_shape) if is_noise_given else None
-        self._state: WorldState | None = None
-        self._start: Callable[..., WorldState] | None = None
-        self._put: Callable[..., WorldState] | None = None
-        self._step: Callable[..., tuple[WorldState, Array]] | None = None
+        self._noise = HostNoise(world, slots) if is_noise_given else None
+        self._state: Any = None
+        self._starts: dict[bool, Callable[..., Any]] = {}
+        self._put: Callable[..., Any] | None = None
+        self._step: Callable[..., tuple[Any, Array]] | None = None
 
     def compile(self, report: Report) -> None:
         """Compiles all that playing needs, ahead of time; afterwards nothing compiles any more."""
         report("placing weights", 0.0)
         self._params = jax.device_put(self.world.for_playing(self._params))
-        programs = playing(self.world, self.slots, self.scenes.pick(Opening(0)), self._noise is not None)
+        made = [playing(self.world, self.slots, prompt, self._noise is not None) for prompt in self._prompts()]
         with ThreadPoolExecutor(3) as compilers:  # one program compiles while the next is traced
             report("tracing start", 0.1)
-            starting = compilers.submit(self._lower(programs.start).compile)
+            starting = [compilers.submit(self._lower(programs.start).compile) for programs in made]
             report("tracing step", 0.2)
-            stepping = compilers.submit(self._lower(programs.step).compile)
-            putting = compilers.submit(self._lower(programs.put).compile)
+            stepping = compilers.submit(self._lower(made[0].step).compile)
+            putting = compilers.submit(self._lower(made[0].put).compile)
             report("compiling", 0.4)
-            self._start, self._put, self._step = starting.result(), putting.result(), stepping.result()
+            has_frames = [prompt.frames is not None for prompt in self._prompts()]
+            self._starts = dict(zip(has_frames, (start.result() for start in starting), strict=True))
+            self._put, self._step = putting.result(), stepping.result()
         report("warming up", 0.9)
         # Keys of nobody: each session brings its own.
         keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
         self._state = bare(empty(self.world, self.slots, keys))
         self.seat(0, Opening(0))
-        keys = np.zeros((self.slots, len(self.world.config.controls.keys)), bool)
+        nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), control_shapes(self.world, self.slots))
         for _ in range(2):
-            self.step(Controls(keys), np.zeros(self.slots, bool)).block_until_ready()
+            self.step(nothing, np.zeros(self.slots, bool)).block_until_ready()
         report("ready", 1.0)
+
+    def _prompts(self) -> list[Prompt]:
+        """One of each form that a session may start from."""
+        usual = self.scenes.pick(Opening(0))
+        if usual.frames is not None or not self.world.takes_image:
+            return [usual]
+        return [usual, self.scenes.pick(Opening(0, image=np.zeros((*self.world.config.image, 3), np.uint8)))]
 
     def _lower(self, program: Program) -> Any:
         function = program.function if self._artifact is None else self._artifact.function(program)
@@ -103,20 +113,19 @@ class Engine:
 
     def seat(self, slot: int, opening: Opening) -> None:
         """Starts a session in a slot; whatever was there is gone."""
-        assert self._start is not None and self._put is not None and self._state is not None, "compile first"
+        assert self._put is not None and self._state is not None, "compile first"
         prompt = self.scenes.pick(opening)
         drawn: Any = np.uint32(opening.seed)
         if self._noise is not None:
-            drawn = self._noise.seat(slot, opening.seed, 0 if prompt.frames is None else prompt.frames.shape[1])
-        one = self._start(self._params, prompt, drawn)
+            drawn = self._noise.seat(slot, opening.seed, prompt)
+        one = self._starts[prompt.frames is not None](self._params, prompt, drawn)
         self._state = self._put(self._state, np.int32(slot), one)
 
     def step(self, controls: Controls, active: Bool[np.ndarray, " b"]) -> UInt8[Array, "b h w 3"]:
         """One frame of every active slot. Returns at once; the frames are still being made."""
         assert self._step is not None and self._state is not None, "compile first"
-        keys = controls.keys
         noise = () if self._noise is None else (self._noise.draw(active),)
-        self._state, frames = self._step(self._params, self._state, keys, active, *noise)
+        self._state, frames = self._step(self._params, self._state, controls.keys, controls.mouse, active, *noise)
         return frames
 
 

@@ -21,15 +21,15 @@ from wm_jax.serving.protocol import (
     Source,
 )
 from wm_jax.serving.session import Opening, Session
-from wm_jax.world import WorldConfig
+from wm_jax.world.playable import PlayableConfig
 
 
-def keymap(world: WorldConfig) -> list[KeyInfo]:
+def keymap(world: PlayableConfig) -> list[KeyInfo]:
     """The world's keys, in the order of `raw`."""
     return [KeyInfo(code=key.code, label=key.label) for key in world.controls.keys]
 
 
-def action_schema(world: WorldConfig) -> dict[str, Any]:
+def action_schema(world: PlayableConfig) -> dict[str, Any]:
     """JSON Schema of what an `action` may hold in this world."""
     codes = list(world.controls.codes)
     held = {"type": "array", "items": {"enum": codes}, "uniqueItems": True}
@@ -46,7 +46,7 @@ def _numbers(count: int, least: float, most: float, meaning: str) -> dict[str, A
 
 
 def model_info(
-    world: WorldConfig, config: ServeConfig, sources: list[Source], scenes: int, takes_image: bool, free_slots: int
+    world: PlayableConfig, config: ServeConfig, sources: list[Source], scenes: int, takes_image: bool, free_slots: int
 ) -> ModelInfo:
     """The world as `GET /v1/models/{id}` shows it."""
     height, width = world.image
@@ -73,7 +73,7 @@ def model_info(
     )
 
 
-def capabilities(world: WorldConfig, config: ServeConfig, sources: list[Source], takes_image: bool) -> Capabilities:
+def capabilities(world: PlayableConfig, config: ServeConfig, sources: list[Source], takes_image: bool) -> Capabilities:
     """What a session may ask for."""
     return Capabilities(
         image=takes_image,
@@ -87,7 +87,7 @@ def capabilities(world: WorldConfig, config: ServeConfig, sources: list[Source],
     )
 
 
-def session_info(world: WorldConfig, session: Session, status: str) -> SessionInfo:
+def session_info(world: PlayableConfig, session: Session, status: str) -> SessionInfo:
     """The session as its own client sees it."""
     height, width = world.image
     return SessionInfo(
@@ -107,7 +107,7 @@ def session_info(world: WorldConfig, session: Session, status: str) -> SessionIn
 
 
 def check_request(
-    body: CreateSession, world: WorldConfig, sources: list[Source], scenes: int, takes_image: bool
+    body: CreateSession, world: PlayableConfig, sources: list[Source], scenes: int, takes_image: bool
 ) -> Opening:
     """What the new session starts from.
 
@@ -131,7 +131,7 @@ def check_request(
     return Opening(seed=body.init.seed, prompt=body.init.prompt, image=image)
 
 
-def _first_image(text: str, world: WorldConfig) -> UInt8[Any, "h w 3"]:
+def _first_image(text: str, world: PlayableConfig) -> UInt8[Any, "h w 3"]:
     try:
         return decode_image(base64.b64decode(text.rpartition(",")[2], validate=True), world.image)
     except (ValueError, binascii.Error) as error:

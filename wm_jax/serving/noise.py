@@ -1,9 +1,12 @@
 """Noise drawn on the host, for accelerators whose compiler has no generator."""
 
-import numpy as np
-from jaxtyping import Bool
+from typing import Any
 
-from wm_jax.world.step import Noise
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from wm_jax.types import Prompt
+from wm_jax.world import Playable
 
 
 class HostNoise:
@@ -12,18 +15,23 @@ class HostNoise:
     The same seed gives the same dream, another one than the noise that a device draws itself.
     """
 
-    def __init__(self, slots: int, latent: tuple[int, ...]) -> None:
-        self._latent = latent
+    def __init__(self, world: Playable[Any], slots: int) -> None:
+        self._world = world
         self._streams = [np.random.default_rng(0) for _ in range(slots)]
 
-    def seat(self, slot: int, seed: int, frames: int) -> np.ndarray | None:
-        """Begins a session; the noise of its prompt, `[1 p y x c]`, None where it has no frames."""
+    def seat(self, slot: int, seed: int, prompt: Prompt) -> Float32[np.ndarray, "1 p y x c"] | None:
+        """Begins a session; the noise that blurs its prompt, None where nothing is blurred."""
         self._streams[slot] = np.random.default_rng(seed)
-        return None if not frames else self._streams[slot].standard_normal((1, frames, *self._latent), np.float32)
+        if prompt.frames is None or not self._world.is_prompt_blurred:
+            return None
+        return self._normal(slot, 1, prompt.frames.shape[1])
 
-    def draw(self, active: Bool[np.ndarray, " b"]) -> Noise:
+    def draw(self, active: Bool[np.ndarray, " b"]) -> Float32[np.ndarray, "b m y x c"]:
         """The noise of one frame; zeros for slots that are not active, whose streams stand still."""
-        drawn = np.zeros((2, len(active), *self._latent), np.float32)
+        drawn = np.zeros((len(active), self._world.noises, *self._world.config.latent_shape), np.float32)
         for slot in np.flatnonzero(active):
-            drawn[:, slot] = self._streams[slot].standard_normal((2, *self._latent), np.float32)
-        return Noise(context=drawn[0], frame=drawn[1])  # pyright: ignore[reportArgumentType]
+            drawn[slot] = self._normal(int(slot), self._world.noises)
+        return drawn
+
+    def _normal(self, slot: int, *count: int) -> Float32[np.ndarray, "*n y x c"]:
+        return self._streams[slot].standard_normal((*count, *self._world.config.latent_shape), np.float32)

@@ -1,104 +1,132 @@
-"""A rollout without a server: a file of keys in, a video out."""
+"""A rollout without a server: a file of controls in, a video out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import jax
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from wm_jax.export.artifact import NEEDS_GIVEN_NOISE
 from wm_jax.export.programs import playing, rollout_program
 from wm_jax.serving.codec import Mp4Writer
 from wm_jax.serving.noise import HostNoise
 from wm_jax.types import Controls, ControlSpace, Params, Prompt
-from wm_jax.world import World, rollout, start
+from wm_jax.world import Playable, rollout, start
 from wm_jax.world.step import pick_prompt
 
-CHUNK_FRAMES = 32
+CHUNK_FRAMES = 8
 
-Dream = Callable[[Bool[np.ndarray, "t keys"]], UInt8[np.ndarray, "t h w 3"]]
-"""The next `CHUNK_FRAMES` frames under these keys."""
+Dream = Callable[[Controls], UInt8[np.ndarray, "t h w 3"]]
+"""The next `CHUNK_FRAMES` frames under these controls `[t ...]`."""
 
 
-def read_keys(path: Path, controls: ControlSpace) -> Bool[np.ndarray, "t keys"]:
-    """The keys held in each frame, from the array `keys` (bool `[t keys]`) of an .npz file.
+def read_controls(path: Path, space: ControlSpace) -> Controls:
+    """What is done in each frame, from an .npz file: `keys`, bool `[t keys]`, and where the world has a mouse `mouse`, `[t 2]`,
+    in frame heights right and down (still where it is left out).
 
     Raises:
-      ValueError: no such file, no such array, or another number of keys than the world has.
+      ValueError: no such file, no keys in it, or arrays of another size or kind than the world's.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays.files) if hasattr(arrays, "files") else []
-            keys = np.asarray(arrays["keys"]) if "keys" in names else None
-    # TypeError: an .npy file, one array without a name.
-    except (OSError, ValueError, BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no readable .npz file: {error}") from None
-    if keys is None:
+    arrays = _arrays(path)
+    if "keys" not in arrays:
         raise ValueError(
-            f"{path} holds {', '.join(names) or 'nothing'}, a rollout needs an array `keys`: bool [t keys]"
+            f"{path} holds {', '.join(arrays) or 'nothing'}, a rollout needs an array `keys`: bool [t keys]"
         )
-    wanted = len(controls.keys)
+    keys, wanted = arrays["keys"], len(space.keys)
     if keys.ndim != 2 or keys.shape[1] != wanted:
         raise ValueError(
-            f"{path}: keys is {list(keys.shape)}, this world wants [t, {wanted}]: {', '.join(controls.codes)}"
+            f"{path}: keys is {list(keys.shape)}, this world wants [t, {wanted}]: {', '.join(space.codes)}"
         )
     if not len(keys):
         raise ValueError(f"{path}: keys has no frames")
     if keys.dtype.kind not in "biuf" or not np.isin(keys, (0, 1)).all():
         raise ValueError(f"{path}: keys is {keys.dtype}; a key is held or not: bool, or 0 and 1 only")
-    return keys.astype(bool)
+    return Controls(keys.astype(bool), _mouse(path, arrays, space, len(keys)))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [name for name in ("keys", "mouse") if name in arrays.files]
+            return {name: np.asarray(arrays[name]) for name in names or arrays.files}
+    # TypeError and AttributeError: an .npy file, one array without a name.
+    except (OSError, ValueError, BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is no readable .npz file: {error}") from None
+
+
+def _mouse(path: Path, arrays: Mapping[str, np.ndarray], space: ControlSpace, frames: int) -> np.ndarray | None:
+    if "mouse" not in arrays:
+        return np.zeros((frames, 2), np.float32) if space.has_mouse else None
+    mouse = arrays["mouse"]
+    if not space.has_mouse:
+        raise ValueError(f"{path} has an array `mouse`, this world listens to none")
+    if mouse.shape != (frames, 2) or mouse.dtype.kind not in "iuf" or not np.isfinite(mouse).all():
+        raise ValueError(f"{path}: mouse is {mouse.dtype}{list(mouse.shape)}, it must be [{frames}, 2] finite numbers")
+    return mouse.astype(np.float32)
 
 
 def write_rollout(
-    world: World,
+    world: Playable[Any],
     params: Params,
     prompts: Prompt,
-    keys: Bool[np.ndarray, "t keys"],
+    controls: Controls,
     out: Path,
     seed: int,
     report: Callable[[int, int], None],
 ) -> None:
-    """Dreams under these keys and writes an MP4; tells `report` how many frames of how many are done.
+    """Dreams under these controls `[t ...]` and writes an MP4; tells `report` how many frames of how many are done.
 
     The same seed in a session dreams the same frames.
     """
     begin = dream_of_given_noise if jax.default_backend() in NEEDS_GIVEN_NOISE else dream_of_own_noise
-    dream = begin(world, params, pick_prompt(prompts, seed), seed)
-    padded = np.concatenate([keys, np.zeros((-len(keys) % CHUNK_FRAMES, keys.shape[1]), bool)])
+    dream, count = begin(world, params, pick_prompt(prompts, seed), seed), len(controls.keys)
     out.parent.mkdir(parents=True, exist_ok=True)
     with Mp4Writer(out, world.config.fps, world.config.image) as video:
-        for first in range(0, len(keys), CHUNK_FRAMES):
-            for frame in dream(padded[first : first + CHUNK_FRAMES])[: len(keys) - first]:
+        for first in range(0, count, CHUNK_FRAMES):
+            for frame in dream(_chunk(controls, first))[: count - first]:
                 video.write(frame)
-            report(min(first + CHUNK_FRAMES, len(keys)), len(keys))
+            report(min(first + CHUNK_FRAMES, count), count)
 
 
-def dream_of_own_noise(world: World, params: Params, prompt: Prompt, seed: int) -> Dream:
+def _chunk(controls: Controls, first: int) -> Controls:
+    """A whole chunk, nothing done in what is beyond the last frame."""
+
+    def cut(leaf: Any) -> np.ndarray:
+        part = leaf[first : first + CHUNK_FRAMES]
+        return np.concatenate([part, np.zeros((CHUNK_FRAMES - len(part), *part.shape[1:]), part.dtype)])
+
+    return jax.tree.map(cut, controls)
+
+
+def dream_of_own_noise(world: Playable[Any], params: Params, prompt: Prompt, seed: int) -> Dream:
     """A session whose noise the device draws."""
+    params = world.for_playing(params)
     state = start(world, params, prompt, jax.random.key(seed))
 
-    def dream(keys: Bool[np.ndarray, "t keys"]) -> UInt8[np.ndarray, "t h w 3"]:
+    def dream(controls: Controls) -> UInt8[np.ndarray, "t h w 3"]:
         nonlocal state
-        state, frames = rollout(world, params, state, Controls(keys[None]))
+        state, frames = rollout(world, params, state, jax.tree.map(lambda leaf: leaf[None], controls))
         return np.asarray(frames)[0]
 
     return dream
 
 
-def dream_of_given_noise(world: World, params: Params, prompt: Prompt, seed: int) -> Dream:
+def dream_of_given_noise(world: Playable[Any], params: Params, prompt: Prompt, seed: int) -> Dream:
     """A session whose noise is drawn here, as a server for such a device draws it."""
-    noise, active = HostNoise(1, world.config.latent_shape), np.ones(1, bool)
-    drawn = noise.seat(0, seed, 0 if prompt.frames is None else prompt.frames.shape[1])
+    noise, active = HostNoise(world, 1), np.ones(1, bool)
     params = world.for_playing(params)
-    state = playing(world, 1, prompt, is_noise_given=True).start.function(params, prompt, drawn)
+    begin = playing(world, 1, prompt, is_noise_given=True).start.function
+    state = begin(params, prompt, noise.seat(0, seed, prompt))
     rolling = rollout_program(world, 1, CHUNK_FRAMES).function
 
-    def dream(keys: Bool[np.ndarray, "t keys"]) -> UInt8[np.ndarray, "t h w 3"]:
+    def dream(controls: Controls) -> UInt8[np.ndarray, "t h w 3"]:
         nonlocal state
-        given = jax.tree.map(lambda *frames: np.stack(frames), *(noise.draw(active) for _ in keys))
-        state, frames = rolling(params, state, keys[:, None], active, given)
+        rows = jax.tree.map(lambda leaf: leaf[:, None], controls)
+        given = np.stack([noise.draw(active) for _ in controls.keys])
+        state, frames = rolling(params, state, rows.keys, rows.mouse, active, given)
         return np.asarray(frames)[:, 0]
 
     return dream

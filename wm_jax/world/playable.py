@@ -1,6 +1,6 @@
 """What is asked of a world by start, step, rollout, put and take: of ours (`World`), and of those in `wm_jax.ports`."""
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
@@ -45,6 +45,8 @@ class PlayableState(Protocol):
       key: Random key of each session.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def frame(self) -> Int[Array, " b"]: ...
     @property
@@ -64,14 +66,15 @@ class Playable(Protocol[State]):
     Attributes:
       noises: How many arrays of noise, each of the shape of a latent, a frame is made of.
       is_prompt_blurred: Whether the frames of a prompt are remembered with noise, one array each.
+      takes_image: Whether it goes on from any single image, and does not need the first frames that ship with it.
     """
+
+    noises: ClassVar[int]
+    is_prompt_blurred: ClassVar[bool]
+    takes_image: ClassVar[bool]
 
     @property
     def config(self) -> PlayableConfig: ...
-    @property
-    def noises(self) -> int: ...
-    @property
-    def is_prompt_blurred(self) -> bool: ...
 
     def shapes(self) -> Params:
         """The tree of weights as shapes, without making them."""
@@ -98,7 +101,12 @@ class Playable(Protocol[State]):
         ...
 
     def next_frame(
-        self, params: Params, past: State, controls: Controls, active: Bool[Array, " b"], noise: Float[Array, "b m y x c"]
+        self,
+        params: Params,
+        past: State,
+        controls: Controls,
+        active: Bool[Array, " b"],
+        noise: Float[Array, "b m y x c"],
     ) -> tuple[State, UInt8[Array, "b h w 3"]]:
         """The state after the next frame, and the frame; draws nothing. What is not `active` keeps its state to the bit."""
         ...

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from wm_jax.world.playable import Playable, State
+from wm_jax.world.playable import Playable, PlayableState, State
 
 
 def empty(world: Playable[State], batch: int = 1, key: jax.Array | None = None) -> State:
@@ -57,7 +57,7 @@ def put(state: State, slot: Int[Array, ""] | int, one: State) -> State:
     return _put(state, slot, one)
 
 
-def _check_slot(slot: Any, state: State) -> None:
+def _check_slot(slot: Any, state: PlayableState) -> None:
     # A traced slot is not known here; out of range it would be clamped.
     if isinstance(slot, (int, np.integer)) and not 0 <= slot < state.key.shape[0]:
         raise ValueError(f"slot is {slot}; this batch has the slots 0 to {state.key.shape[0] - 1}")

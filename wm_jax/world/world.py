@@ -30,6 +30,7 @@ class World:
     config: WorldConfig
     noises: ClassVar[int] = 2
     is_prompt_blurred: ClassVar[bool] = True
+    takes_image: ClassVar[bool] = False
 
     def init(self, key: jax.Array) -> Params:
         """Fresh weights: nested dicts of float32 arrays, layers stacked; one compiled call."""
