@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import wm_jax as wm
 from wm_jax.ports import open_oasis
 from wm_jax.ports.open_oasis import autoencoder, schedule, transformer
-from wm_jax.ports.open_oasis.step import next_latent, start_latents
+from wm_jax.ports.open_oasis.frame import next_latent, see_latents
 from wm_jax.types import Params
 
 pytestmark = pytest.mark.oasis
@@ -19,7 +20,7 @@ TOLERANCE = 1e-4
 def recomputed(small: Small, expected):
     """All frames after the prompt by the published program."""
     prompt, actions, noise = (expected[f"rollout.{name}"] for name in ("prompt", "actions", "noise"))
-    return np.asarray(open_oasis.recompute(*small, prompt, actions, noise[:, 1:]))
+    return np.asarray(open_oasis.recompute(small[0].config, small[1], prompt, actions, noise[:, 1:]))
 
 
 def dreamed(small: Small, expected, prompt: int, frames: int):
@@ -27,9 +28,10 @@ def dreamed(small: Small, expected, prompt: int, frames: int):
     advance = jax.jit(next_latent, static_argnums=0, donate_argnums=2)
     actions, noise = expected["rollout.actions"], expected["rollout.noise"]
     latents = expected["rollout.latents"][:, :prompt]
-    state, made = start_latents(*small, latents, jax.random.key(0), actions[:, :prompt]), []
+    config, params, made = small[0].config, small[1], []
+    state = see_latents(config, params, latents, actions[:, :prompt], wm.empty(small[0], 2))
     for i in range(prompt, prompt + frames):
-        state = advance(*small, state, actions[:, i], jnp.ones((2,), bool), noise[:, i])
+        state = advance(config, params, state, actions[:, i], jnp.ones((2,), bool), noise[:, i])
         made.append(np.asarray(state.latent))
     return np.stack(made, axis=1)
 

@@ -1,7 +1,6 @@
 """Laws of playing a published world: one step, one rollout, sessions that know nothing of each other, no horizon."""
 
 import dataclasses
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,13 @@ import pytest
 import wm_jax as wm
 from wm_jax.ports import open_oasis
 from wm_jax.ports.open_oasis import layers, ring
-from wm_jax.ports.open_oasis.step import encode, next_latent, start_latents
+from wm_jax.ports.open_oasis.frame import encode, next_latent, see_latents
 from wm_jax.types import Params
 
 pytestmark = pytest.mark.oasis
 Small = tuple[open_oasis.OasisWorld, Params]
 BATCH, PROMPT, FRAMES = 3, 2, 6
+ALL = slice(None)
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +25,38 @@ def prompt():
 
 
 @pytest.fixture(scope="module")
-def actions():
-    return np.random.default_rng(1).random((BATCH, FRAMES, 25), dtype=np.float32)
+def done():
+    """What is done in each frame."""
+    rng = np.random.default_rng(1)
+    return wm.Controls(rng.random((BATCH, FRAMES, 23)) < 0.5, rng.uniform(-0.3, 0.3, (BATCH, FRAMES, 2)).astype("f4"))
+
+
+def cut(controls: wm.Controls, *index) -> wm.Controls:
+    return jax.tree.map(lambda leaf: leaf[index], controls)
+
+
+def undone(controls: wm.Controls) -> wm.Controls:
+    """The contrary of all."""
+    assert controls.mouse is not None
+    return wm.Controls(~controls.keys, -controls.mouse)
+
+
+def joined(*parts: wm.Controls, axis: int) -> wm.Controls:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *parts)
 
 
 @pytest.fixture(scope="module")
-def dream(small: Small, prompt, actions):
+def dream(small: Small, prompt, done):
     """The rollout that other answers are compared with."""
-    state = open_oasis.start(*small, prompt, jax.random.key(1))
-    state, frames = open_oasis.rollout(*small, state, actions)
+    state = wm.start(*small, prompt, jax.random.key(1))
+    state, frames = wm.rollout(*small, state, done)
     return state, np.asarray(frames)
 
 
-def play(small: Small, state, actions, active=None):
+def play(small: Small, state, done, active=None):
     frames = []
-    for t in range(actions.shape[1]):
-        state, frame = open_oasis.step(*small, state, actions[:, t], active)
+    for t in range(done.keys.shape[1]):
+        state, frame = wm.step(*small, state, cut(done, ALL, t), active)
         frames.append(np.asarray(frame))
     return state, np.stack(frames, axis=1)
 
@@ -60,78 +76,81 @@ def close(frames, others):
     return np.abs(np.asarray(frames).astype(int) - np.asarray(others).astype(int)).max() <= 1
 
 
-def test_stepping_equals_rollout(small: Small, prompt, actions, dream):
-    state, frames = play(small, open_oasis.start(*small, prompt, jax.random.key(1)), actions)
+def test_stepping_equals_rollout(small: Small, prompt, done, dream):
+    state, frames = play(small, wm.start(*small, prompt, jax.random.key(1)), done)
     assert frames.shape == (BATCH, FRAMES, 24, 32, 3) and frames.dtype == np.uint8 and close(frames, dream[1])
     for stepped, rolled in zip(leaves(state), leaves(dream[0]), strict=True):
         np.testing.assert_allclose(np.asarray(stepped), np.asarray(rolled), atol=1e-4)
 
 
-def test_the_dream_moves_and_future_actions_cannot_change_its_past(small: Small, prompt, actions, dream):
-    other = actions.copy()
-    other[:, 3:] = 1 - other[:, 3:]
-    _, frames = open_oasis.rollout(*small, open_oasis.start(*small, prompt, jax.random.key(1)), other)
+def test_the_dream_moves_and_future_actions_cannot_change_its_past(small: Small, prompt, done, dream):
+    first, later = cut(done, ALL, slice(3)), cut(done, ALL, slice(3, None))
+    other = joined(first, undone(later), axis=1)
+    _, frames = wm.rollout(*small, wm.start(*small, prompt, jax.random.key(1)), other)
     np.testing.assert_array_equal(np.asarray(frames)[:, :3], dream[1][:, :3])
     assert np.all(np.any(np.asarray(frames)[:, 3] != dream[1][:, 3], axis=(1, 2, 3)))
     assert np.all(np.any(dream[1][:, 1:] != dream[1][:, :-1], axis=(2, 3, 4)))
 
 
-def test_what_led_to_the_prompt_is_heard(small: Small, prompt, actions, dream):
-    known = np.ones((BATCH, PROMPT, 25), np.float32)
-    _, frames = open_oasis.rollout(*small, open_oasis.start(*small, prompt, jax.random.key(1), known), actions)
-    assert np.any(np.asarray(frames) != dream[1])
-    _, zeros = open_oasis.rollout(*small, open_oasis.start(*small, prompt, jax.random.key(1), 0 * known), actions)
-    np.testing.assert_array_equal(np.asarray(zeros), dream[1])
+def test_what_led_to_the_prompt_is_heard(small: Small, prompt, done, dream):
+    for keys, mouse in ((True, 0.0), (False, 0.1), (False, 0.0)):
+        led = wm.Controls(np.full((BATCH, PROMPT, 23), keys), np.full((BATCH, PROMPT, 2), mouse, np.float32))
+        told = wm.Prompt(prompt.frames, led)
+        _, frames = wm.rollout(*small, wm.start(*small, told, jax.random.key(1)), done)
+        assert np.any(np.asarray(frames) != dream[1]) == bool(keys or mouse)
 
 
-def test_a_session_does_not_depend_on_its_neighbours(small: Small, prompt, actions, dream):
+def test_a_session_does_not_depend_on_its_neighbours(small: Small, prompt, done, dream):
     one, key = wm.Prompt(frames=prompt.frames[1:2]), jax.random.fold_in(jax.random.key(1), 1)[None]
-    _, alone = open_oasis.rollout(*small, open_oasis.start(*small, one, key), actions[1:2])
+    _, alone = wm.rollout(*small, wm.start(*small, one, key), cut(done, slice(1, 2)))
     assert close(alone, dream[1][1:2])
     changed = wm.Prompt(frames=np.concatenate([255 - prompt.frames[:1], prompt.frames[1:]]))
-    louder = np.concatenate([1 - actions[:1], actions[1:]])
-    _, frames = open_oasis.rollout(*small, open_oasis.start(*small, changed, jax.random.key(1)), louder)
+    louder = joined(undone(cut(done, slice(1))), cut(done, slice(1, None)), axis=0)
+    _, frames = wm.rollout(*small, wm.start(*small, changed, jax.random.key(1)), louder)
     np.testing.assert_array_equal(np.asarray(frames)[1:], dream[1][1:])
     assert np.any(np.asarray(frames)[0] != dream[1][0])
 
 
-def test_an_idle_slot_keeps_its_state_and_goes_on_as_if_nothing_had_been(small: Small, prompt, actions, dream):
-    state, first = play(small, open_oasis.start(*small, prompt, jax.random.key(1)), actions[:, :2])
+def test_an_idle_slot_keeps_its_state_and_goes_on_as_if_nothing_had_been(small: Small, prompt, done, dream):
+    state, first = play(small, wm.start(*small, prompt, jax.random.key(1)), cut(done, ALL, slice(2)))
     before = row(state, 2)
-    state, _ = play(small, state, actions[:, 2:5], active=np.asarray([True, True, False]))
+    state, _ = play(small, state, cut(done, ALL, slice(2, 5)), active=np.asarray([True, True, False]))
     for old, new in zip(before, row(state, 2), strict=True):
         np.testing.assert_array_equal(old, new)
-    _, rest = play(small, state, actions[:, 2:])
+    _, rest = play(small, state, cut(done, ALL, slice(2, None)))
     assert close(np.concatenate([first, rest], axis=1)[2], dream[1][2])
 
 
 def test_a_prompt_of_pictures_is_their_latents(small: Small, prompt):
-    seen = open_oasis.start(*small, prompt, jax.random.key(1))
-    given = start_latents(*small, encode(*small, prompt.frames), jax.random.key(1))
+    seen = wm.start(*small, prompt, jax.random.key(1))
+    empty = wm.empty(small[0], BATCH, jax.random.key(1))
+    seen_latents = jax.jit(see_latents, static_argnums=0)
+    latents = jax.jit(encode, static_argnums=0)(small[0].config, small[1], prompt.frames)
+    given = seen_latents(small[0].config, small[1], latents, jnp.zeros((BATCH, PROMPT, 25)), empty)
     for one, other in zip(leaves(seen), leaves(given), strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-5)
     np.testing.assert_array_equal(seen.frame, [PROMPT] * BATCH)
 
 
-def test_a_world_starts_from_nothing_and_the_key_is_the_dream(small: Small, actions):
+def test_a_world_starts_from_nothing_and_the_key_is_the_dream(small: Small, done):
     dreams = []
     for seed in (3, 3, 4):
-        state = open_oasis.start(*small, wm.Prompt(), jax.random.key(seed))
-        state, frames = open_oasis.rollout(*small, state, actions[:1])
+        state = wm.start(*small, wm.Prompt(), jax.random.key(seed))
+        state, frames = wm.rollout(*small, state, cut(done, slice(1)))
         assert int(state.frame[0]) == FRAMES
         dreams.append(np.asarray(frames))
     np.testing.assert_array_equal(dreams[0], dreams[1])
     assert np.any(dreams[0] != dreams[2])
 
 
-def test_rows_at_different_times_share_a_batch(small: Small, prompt, actions):
+def test_rows_at_different_times_share_a_batch(small: Small, prompt, done):
     """One row waits for two frames; then all go on, each in its own entry of the ring, as they would have alone."""
-    state = open_oasis.start(*small, prompt, jax.random.key(1))
-    state, _ = play(small, state, actions[:, :2], active=np.asarray([True, False, True]))
+    state = wm.start(*small, prompt, jax.random.key(1))
+    state, _ = play(small, state, cut(done, ALL, slice(2)), active=np.asarray([True, False, True]))
     np.testing.assert_array_equal(state.frame, [PROMPT + 2, PROMPT, PROMPT + 2])
-    _, late = play(small, state, actions[:, :3])
+    _, late = play(small, state, cut(done, ALL, slice(3)))
     alone, key = wm.Prompt(frames=prompt.frames[1:2]), jax.random.fold_in(jax.random.key(1), 1)[None]
-    _, frames = play(small, open_oasis.start(*small, alone, key), actions[1:2, :3])
+    _, frames = play(small, wm.start(*small, alone, key), cut(done, slice(1, 2), slice(3)))
     assert close(late[1:2], frames)
 
 
@@ -156,40 +175,40 @@ def test_the_angle_of_a_frame_is_exact_at_any_age(frame):
     np.testing.assert_allclose(np.exp(1j * found), np.exp(1j * frame * rates), atol=1e-5)
 
 
-def test_a_session_of_years_dreams_like_a_young_one(small: Small, prompt, actions):
+def test_a_session_of_years_dreams_like_a_young_one(small: Small, prompt, done):
     """The same memory with all ids a billion frames later: keys turned on, the next latents the same."""
     later = 3 * 357_913_941
     config, noise = small[0].config, jax.random.normal(jax.random.key(5), (2, BATCH, 6, 8, 16))
-    advance = jax.jit(next_latent, static_argnums=0)
-    young, _ = play(small, open_oasis.start(*small, prompt, jax.random.key(1)), actions[:, :3])
+    advance, actions = jax.jit(next_latent, static_argnums=0), open_oasis.to_actions(done)
+    young, _ = play(small, wm.start(*small, prompt, jax.random.key(1)), cut(done, ALL, slice(3)))
     turned = layers.turn(young.past.keys, layers.frame_angles(jnp.asarray(later), config.transformer.head_size))
     old = dataclasses.replace(young, past=dataclasses.replace(young.past, keys=turned), frame=young.frame + later)
     for i in range(2):
         young, old = (
-            advance(*small, state, jnp.asarray(actions[:, 3 + i]), jnp.ones((BATCH,), bool), noise[i])
+            advance(config, small[1], state, actions[:, 3 + i], jnp.ones((BATCH,), bool), noise[i])
             for state in (young, old)
         )
         np.testing.assert_allclose(old.latent, young.latent, atol=1e-4, rtol=0)
 
 
 def test_a_session_never_grows(small: Small):
-    state = open_oasis.start(*small, wm.Prompt(), jax.random.key(3))
+    state = wm.start(*small, wm.Prompt(), jax.random.key(3))
     sizes = [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in leaves(state)]
-    state, frames = open_oasis.rollout(*small, state, np.zeros((1, 500, 25), np.float32))
+    state, frames = wm.rollout(*small, state, wm.Controls(np.zeros((1, 500, 23), bool)))
     assert [(leaf.shape, leaf.dtype, leaf.nbytes) for leaf in leaves(state)] == sizes
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves(state))
     assert np.any(np.asarray(frames)[:, -1] != np.asarray(frames)[:, -2])
 
 
 def test_only_plain_stacked_arrays_cross_the_jit_boundary(small: Small, prompt):
-    state = open_oasis.start(*small, prompt, jax.random.key(1))
+    state = wm.start(*small, prompt, jax.random.key(1))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((state, small[1])))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(small[1]["transformer"]["blocks"])} == {2}
     assert hash(small[0]) == hash(open_oasis.OasisWorld(small[0].config))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_for_playing_dream_the_same(small: Small, prompt, actions, dtype):
+def test_weights_for_playing_dream_the_same(small: Small, prompt, done, dtype):
     """To the bit: rounding them beforehand is rounding them where they are used."""
     config = small[0].config
     world = open_oasis.OasisWorld(
@@ -199,44 +218,57 @@ def test_weights_for_playing_dream_the_same(small: Small, prompt, actions, dtype
             autoencoder=dataclasses.replace(config.autoencoder, dtype=dtype),
         )
     )
-    state = start_latents(world, small[1], encode(world, small[1], prompt.frames), jax.random.key(1))
-    _, frames = open_oasis.step(world, small[1], state, actions[:, 0])
+    state = wm.start(world, small[1], prompt, jax.random.key(1))
+    _, frames = wm.step(world, small[1], state, cut(done, ALL, 0))
     played = world.for_playing(small[1])
     assert {leaf.dtype for leaf in jax.tree.leaves(played)} == {jnp.dtype(dtype)}
-    state = open_oasis.start(world, played, prompt, jax.random.key(1))
+    state = wm.start(world, played, prompt, jax.random.key(1))
     assert state.past.keys.dtype == jnp.dtype(dtype)
-    np.testing.assert_array_equal(open_oasis.step(world, played, state, actions[:, 0])[1], frames)
+    np.testing.assert_array_equal(wm.step(world, played, state, cut(done, ALL, 0))[1], frames)
 
 
-def test_the_face_is_that_of_a_world_of_ours():
-    """The same verbs with the same arguments; only what a user does has another name, as it is another thing."""
-    for verb in ("empty", "start", "step", "rollout"):
-        ours = list(inspect.signature(getattr(wm, verb)).parameters)
-        theirs = list(inspect.signature(getattr(open_oasis, verb)).parameters)
-        assert [name.replace("actions", "controls") for name in theirs][: len(ours)] == ours, verb
-    assert {"config", "init", "shapes", "for_playing"} <= {*dir(open_oasis.OasisWorld), *vars(small_world())}
-    ours = {field.name for field in dataclasses.fields(wm.WorldState)}
-    assert {"latent", "frame", "key"} <= {field.name for field in dataclasses.fields(open_oasis.OasisState)} & ours
+def test_a_session_is_seated_moved_and_forgotten_as_in_any_world(small: Small, prompt, done, dream):
+    hall = wm.empty(small[0], 2, jax.random.key(9))
+    states = wm.start(*small, prompt, jax.random.key(1))
+    for slot, who in ((0, 0), (1, 2), (0, 1)):
+        hall = wm.put(hall, slot, wm.take(states, who))
+    _, frames = wm.rollout(*small, hall, joined(cut(done, slice(1, 2)), cut(done, slice(2, 3)), axis=0))
+    assert close(frames, dream[1][1:])
 
 
-def small_world():
-    return open_oasis.OasisWorld(open_oasis.RELEASED)
+def test_recorded_actions_come_back_from_the_controls_they_are_made_of():
+    rng = np.random.default_rng(0)
+    actions = (rng.random((40, 25)) < 0.3).astype(np.float32)
+    actions[:, 15:17] = rng.uniform(-1, 1, (40, 2))
+    controls = open_oasis.from_actions(jnp.asarray(actions))
+    np.testing.assert_allclose(open_oasis.to_actions(controls), actions, atol=1e-6)
+    assert controls.keys.shape == (40, len(open_oasis.CONTROLS.keys)) and controls.mouse is not None
+    # Moved right by a seventh of the frame: ten degrees to the right, half of what an action can say.
+    held = wm.Controls(np.zeros((1, 23), bool), np.asarray([[1 / 7, 0.0]], np.float32))
+    np.testing.assert_allclose(open_oasis.to_actions(held)[0, 15:17], [0.0, 0.5], atol=1e-6)
+    far = wm.Controls(np.zeros((1, 23), bool), np.asarray([[0.0, -9.0]], np.float32))
+    np.testing.assert_allclose(open_oasis.to_actions(far)[0, 15:17], [-1.0, 0.0])
+    codes = open_oasis.CONTROLS.codes
+    assert len(set(codes)) == len(codes) == 23
+    pressed = np.zeros((1, 23), bool)
+    pressed[0, codes.index("KeyW")] = True
+    column = np.flatnonzero(open_oasis.to_actions(wm.Controls(pressed, np.zeros((1, 2), np.float32)))[0])
+    assert [open_oasis.ACTIONS[i] for i in column] == ["forward"]
+    with pytest.raises(ValueError, match="must have 25 columns: inventory"):
+        open_oasis.from_actions(jnp.zeros((3, 24)))
 
 
 def test_bad_input_is_refused_with_both_sides(small: Small, prompt):
-    state = open_oasis.start(*small, prompt, jax.random.key(1))
-    with pytest.raises(ValueError, match=r"actions are \(3, 7\), this state of world 'small' wants \(3, 25\)"):
-        open_oasis.step(*small, state, np.zeros((BATCH, 7), np.float32))
-    with pytest.raises(ValueError, match=r"actions are \(3, 25\), this state of world 'small' wants \(3, -1, 25\)"):
-        open_oasis.rollout(*small, state, np.zeros((BATCH, 25), np.float32))
+    state = wm.start(*small, prompt, jax.random.key(1))
+    with pytest.raises(ValueError, match="controls have 7 keys, world 'small' has 23: KeyE"):
+        wm.step(*small, state, wm.Controls(np.zeros((BATCH, 7), bool)))
+    with pytest.raises(ValueError, match=r"the mouse is \(3, 3\), this state wants \(3, 2\)"):
+        wm.step(*small, state, wm.Controls(np.zeros((BATCH, 23), bool), np.zeros((BATCH, 3), np.float32)))
     with pytest.raises(ValueError, match=r"active is \(2,\), this state has 3 rows: it wants \(3,\)"):
-        open_oasis.step(*small, state, np.zeros((BATCH, 25), np.float32), np.ones(2, bool))
+        wm.step(*small, state, wm.Controls(np.zeros((BATCH, 23), bool)), jnp.ones(2, bool))
     with pytest.raises(ValueError, match=r"uint8\[1, 2, 48, 32, 3\], world 'small' wants uint8\[b, p, 24, 32, 3\]"):
-        open_oasis.start(*small, wm.Prompt(frames=np.zeros((1, 2, 48, 32, 3), np.uint8)), jax.random.key(0))
+        wm.start(*small, wm.Prompt(frames=np.zeros((1, 2, 48, 32, 3), np.uint8)), jax.random.key(0))
     with pytest.raises(ValueError, match="the prompt has 5 frames, world 'small' takes 1 to 4"):
-        open_oasis.start(*small, wm.Prompt(frames=np.zeros((1, 5, 24, 32, 3), np.uint8)), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"does not know controls: give start\(..., actions=...\)"):
-        held = wm.Controls(keys=np.zeros((BATCH, PROMPT, 4), bool))
-        open_oasis.start(*small, dataclasses.replace(prompt, controls=held), jax.random.key(0))
+        wm.start(*small, wm.Prompt(frames=np.zeros((1, 5, 24, 32, 3), np.uint8)), jax.random.key(0))
     with pytest.raises(ValueError, match="there are 2 keys for 3 rows"):
-        open_oasis.start(*small, prompt, jax.random.split(jax.random.key(0), 2))
+        wm.start(*small, prompt, jax.random.split(jax.random.key(0), 2))

@@ -52,7 +52,9 @@ def test_wrong_keys_are_refused_naming_both_sides(tiny: Tiny, tmp_path, arrays, 
 def test_a_mouse_comes_along_where_the_world_listens_to_one(tiny: Tiny, tmp_path):
     space = wm.ControlSpace(tiny[0].config.controls.keys, has_mouse=True)
     keys, mouse = np.zeros((3, 4), bool), np.arange(6.0).reshape(3, 2)
-    read = [read_controls(save(tmp_path, **given), space).mouse for given in (dict(keys=keys, mouse=mouse), dict(keys=keys))]
+    read = [
+        read_controls(save(tmp_path, **given), space).mouse for given in (dict(keys=keys, mouse=mouse), dict(keys=keys))
+    ]
     assert read[0] is not None and np.array_equal(read[0], mouse)
     assert read[1] is not None and np.array_equal(read[1], np.zeros((3, 2)))
     for wrong in (mouse[:2], mouse[:, :1], np.full((3, 2), np.nan), np.full((3, 2), "x")):

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from wm_jax.types import ControlSpace, KeyBinding
+
 ACTIONS = (
     "inventory", "ESC",
     *(f"hotbar.{i}" for i in range(1, 10)),
@@ -10,6 +12,21 @@ ACTIONS = (
     "jump", "sneak", "sprint", "swapHands", "attack", "use", "pickItem", "drop",
 )  # fmt: skip
 """The columns of an action: 0 or 1, the two of the camera in [-1, 1]."""
+CAMERA = ("cameraX", "cameraY")
+"""How far the view turns down and right: the published program takes them from the recordings in this order."""
+# As Minecraft has them, but for what a browser keeps for itself: Escape frees the mouse, Control with W closes the page.
+_KEYS = {
+    "inventory": "KeyE", "ESC": "KeyM", **{f"hotbar.{i}": f"Digit{i}" for i in range(1, 10)},
+    "forward": "KeyW", "back": "KeyS", "left": "KeyA", "right": "KeyD",
+    "jump": "Space", "sneak": "ShiftLeft", "sprint": "KeyC", "swapHands": "KeyF",
+    "attack": "Mouse0", "use": "Mouse2", "pickItem": "Mouse1", "drop": "KeyQ",
+}  # fmt: skip
+_LABELS = {"ESC": "menu", "swapHands": "swap hands", "pickItem": "pick item"}
+CONTROLS = ControlSpace(
+    tuple(KeyBinding(_KEYS[name], _LABELS.get(name, name.replace(".", " "))) for name in ACTIONS if name not in CAMERA),
+    has_mouse=True,
+)
+"""What a player has: a key for every column but the camera's, and the mouse."""
 
 
 def _check_heads(width: int, heads: int, parts: int, what: str) -> None:
@@ -127,8 +144,27 @@ class OasisConfig:
                 f"the transformer's latents have {self.transformer.channels} channels, the autoencoder's "
                 f"{self.autoencoder.channels}"
             )
+        if self.transformer.actions != len(ACTIONS):
+            raise ValueError(f"the transformer knows {self.transformer.actions} actions, Oasis has {len(ACTIONS)}")
         if not 1 <= self.steps <= self.timesteps:
             raise ValueError(f"steps is {self.steps}: it must be 1 to {self.timesteps}")
+
+    @property
+    def env(self) -> str:
+        """No game of `wm_jax.envs`."""
+        return ""
+
+    @property
+    def controls(self) -> ControlSpace:
+        return CONTROLS
+
+    @property
+    def image(self) -> tuple[int, int]:
+        return self.autoencoder.image
+
+    @property
+    def longest_prompt(self) -> int:
+        return self.transformer.window_frames + 1
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

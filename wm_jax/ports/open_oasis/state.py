@@ -1,6 +1,6 @@
 """All that one session of Oasis remembers."""
 
-import functools
+import dataclasses
 
 import flax.struct
 import jax
@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from wm_jax.ports.open_oasis import ring
+from wm_jax.ports.open_oasis.config import OasisConfig
 from wm_jax.ports.open_oasis.ring import Ring
-from wm_jax.ports.open_oasis.world import OasisWorld
-from wm_jax.world.state import check_key
 
 
 @flax.struct.dataclass
@@ -31,21 +30,18 @@ class OasisState:
     frame: Int[Array, " b"]
     key: Key[Array, " b"]
 
+    def slot_axes(self) -> "OasisState":
+        """A tree of the same form that names the slot axis of every leaf."""
+        axes = jax.tree.map(lambda _: 0, self)
+        return dataclasses.replace(axes, past=jax.tree.map(lambda _: 1, self.past))
 
-def empty(world: OasisWorld, batch: int = 1, key: jax.Array | None = None) -> OasisState:
-    """A batch of slots that have shown nothing yet; each row gets its own fold of `key`, or its own of `batch` keys.
 
-    Raises:
-      ValueError: the key is untyped, or there is another number of keys than of rows.
-    """
-    key = jax.random.key(0) if key is None else key
-    if check_key(key) not in (None, batch):
-        raise ValueError(f"there are {key.shape[0]} keys for {batch} rows: give one key, or one a row")
+def init(config: OasisConfig, batch: int, key: Key[Array, " b"]) -> OasisState:
+    """A batch of slots that have shown nothing yet."""
     return OasisState(
-        past=ring.init(world.config, batch),
-        latent=jnp.zeros((batch, *world.config.latent_shape), jnp.float32),
-        action=jnp.zeros((batch, world.config.transformer.actions), jnp.float32),
+        past=ring.init(config, batch),
+        latent=jnp.zeros((batch, *config.latent_shape), jnp.float32),
+        action=jnp.zeros((batch, config.transformer.actions), jnp.float32),
         frame=jnp.zeros((batch,), jnp.int32),
-        # A copy: the state is donated with every step, the caller's keys are not ours to give away.
-        key=jnp.copy(key) if key.ndim else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch)),
+        key=key,
     )

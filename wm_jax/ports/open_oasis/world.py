@@ -3,21 +3,28 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from wm_jax import checkpoint
-from wm_jax.ports.open_oasis import weights
+from wm_jax.ports.open_oasis import frame, state, weights
 from wm_jax.ports.open_oasis.config import RELEASED, OasisConfig
-from wm_jax.types import Params
+from wm_jax.ports.open_oasis.controls import to_actions
+from wm_jax.ports.open_oasis.state import OasisState
+from wm_jax.types import Controls, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class OasisWorld:
-    """Everything static: hashable, the same for all sessions, compared by its config."""
+    """Everything static: hashable, the same for all sessions, compared by its config; a `wm.Playable`."""
 
     config: OasisConfig
+    noises: ClassVar[int] = 1
+    is_prompt_blurred: ClassVar[bool] = False
+    takes_image: ClassVar[bool] = True
 
     def init(self, key: jax.Array) -> Params:
         """Random weights of the published shapes, for tests and benchmarks; one compiled call."""
@@ -34,6 +41,36 @@ class OasisWorld:
             room: jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(jnp.dtype(dtype)), params[room])
             for room, dtype in rooms.items()
         }
+
+    def empty(self, batch: int, key: Key[Array, " b"]) -> OasisState:
+        """A batch of slots that have shown nothing yet, with these keys, one a row."""
+        return state.init(self.config, batch, key)
+
+    def see(
+        self,
+        params: Params,
+        frames: UInt8[Array, "b p h w 3"],
+        controls: Controls,
+        is_known: Bool[Array, "b p"],
+        seen: OasisState,
+        noise: Float[Array, "b p y x c"] | None,
+    ) -> OasisState:
+        """The state after a prompt; where nobody knows what led to a frame, nothing was done, as published."""
+        del noise
+        actions = jnp.where(is_known[..., None], to_actions(controls), 0.0)
+        return frame.see_latents(self.config, params, frame.encode(self.config, params, frames), actions, seen)
+
+    def next_frame(
+        self,
+        params: Params,
+        past: OasisState,
+        controls: Controls,
+        active: Bool[Array, " b"],
+        noise: Float[Array, "b 1 y x c"],
+    ) -> tuple[OasisState, UInt8[Array, "b h w 3"]]:
+        """The state after the next frame, and the frame: all of its computation, nothing drawn."""
+        new = frame.next_latent(self.config, params, past, to_actions(controls), active, noise[:, 0])
+        return new, frame.decode(self.config, params, new.latent[:, None])[:, 0]
 
 
 def load(folder: str | Path, config: OasisConfig = RELEASED) -> tuple[OasisWorld, Params]:
