@@ -57,9 +57,12 @@ export function drawKeycaps(root, keys) {
   const clusters = CLUSTERS.map((name) => Object.assign(document.createElement("div"), { className: `cluster ${name}` }));
   /** @type {Map<string, HTMLElement>} */
   const caps = new Map();
+  const places = keys.map(({ code }) => place(code));
+  // The first row that a cluster needs: arrows without one that points up are a single row.
+  const first = (/** @type {string} */ name) => Math.min(...places.map(([of, spot]) => (of === name && spot ? spot[0] : Infinity)));
   for (const { code, label } of keys) {
     const [name, spot] = place(code);
-    const cap = keycap(code, label, spot);
+    const cap = keycap(code, label, spot && [spot[0] - first(name) + 1, spot[1]]);
     clusters[CLUSTERS.indexOf(name)].append(cap);
     caps.set(code, cap);
   }
