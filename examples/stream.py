@@ -29,7 +29,8 @@ async def stream(config: StreamConfig) -> None:
         with Mp4Writer(config.out, info["fps"], (info["height"], info["width"])) as video:
             for first in range(0, config.frames, 15):
                 count = min(15, config.frames - first)
-                await client.send("step", step_id=first, n=count, actions=[{"held": rng.sample(codes, k=1)}])
+                look = {"mouse": [rng.uniform(-0.1, 0.1), 0.0]} if info["mouse"] else {}  # heights of the picture
+                await client.send("step", step_id=first, n=count, actions=[{"held": rng.sample(codes, k=1), **look}])
                 for _ in range(count):
                     video.write((await anext(frames))[1])
 

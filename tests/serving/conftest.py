@@ -1,14 +1,18 @@
-"""One served tiny world for all tests of this room: a real uvicorn server on a free port, two slots."""
+"""Served tiny worlds for all tests of this room: real uvicorn servers on free ports, two slots each."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import jax
 import numpy as np
 import pytest
 from websockets.sync.client import ClientConnection, connect
@@ -16,6 +20,19 @@ from websockets.sync.client import ClientConnection, connect
 import wm_jax as wm
 from wm_jax.serving.app import Service, bind, make_app, make_server
 from wm_jax.serving.config import ServeConfig
+from wm_jax.types import ControlSpace, KeyBinding
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @dataclasses.dataclass
@@ -91,17 +108,17 @@ class Talk:
         return self.frames[before : before + count]
 
 
-def tiny_prompts() -> wm.Prompt:
+def tiny_prompts(keys: int = 4) -> wm.Prompt:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (3, 2, 32, 32, 3), dtype=np.uint8)
-    return wm.Prompt(frames, wm.Controls(np.zeros((3, 2, 4), bool)))
+    return wm.Prompt(frames, wm.Controls(np.zeros((3, 2, keys), bool)))
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    world, params = wm.tiny_world(0)
+@contextlib.contextmanager
+def serving(world: wm.World, params: Any, prompts: wm.Prompt) -> Iterator[Server]:
+    """A server of this world, ready to play."""
     config = ServeConfig(port=0, slots=2, drain_s=0.2, max_step_frames=64)
-    app = make_app(config, world, params, tiny_prompts())
+    app = make_app(config, world, params, prompts)
     with bind(config) as sock:
         uvicorn = make_server(config, app)
         thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [sock]})
@@ -110,10 +127,37 @@ def server() -> Iterator[Server]:
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
             with httpx.Client() as http:
                 wait_until_ready(url, http)
-                yield Server(url, world, params, tiny_prompts(), app.state.service, http)
+                yield Server(url, world, params, prompts, app.state.service, http)
         finally:
             uvicorn.should_exit = True
             thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    with serving(*wm.tiny_world(0), tiny_prompts()) as served:
+        yield served
+
+
+# The keys of Minecraft, as they were recorded for the worlds that dream it.
+MINECRAFT = (
+    *(("KeyW", "forward"), ("KeyS", "back"), ("KeyA", "left"), ("KeyD", "right")),
+    *(("Space", "jump"), ("ShiftLeft", "sneak"), ("ControlLeft", "sprint")),
+    # R is a shortcut of the page where the world has no such key.
+    *(("Mouse0", "attack"), ("Mouse2", "use"), ("Mouse1", "pick item"), ("KeyQ", "drop"), ("KeyR", "swap hands")),
+    *(("KeyE", "inventory"), ("Escape", "menu")),
+    *((f"Digit{slot}", f"hotbar {slot}") for slot in range(1, 10)),
+)
+
+
+@pytest.fixture(scope="session")
+def mouse_server() -> Iterator[Server]:
+    """A world with a mouse and 23 keys; it does not listen to the mouse, but is told of it."""
+    config = wm.tiny_world(0)[0].config
+    keys = tuple(KeyBinding(code, label) for code, label in MINECRAFT)
+    world = wm.World(dataclasses.replace(config, name="tiny_craft", controls=ControlSpace(keys, has_mouse=True)))
+    with serving(world, world.init(jax.random.key(0)), tiny_prompts(len(keys))) as served:
+        yield served
 
 
 def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> None:
@@ -134,8 +178,8 @@ def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> 
 def free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test seated is gone after it, also when it failed."""
     yield
-    if "server" in request.fixturenames:
-        server: Server = request.getfixturevalue("server")
+    for name in {"server", "mouse_server"}.intersection(request.fixturenames):
+        server: Server = request.getfixturevalue(name)
         while server.tickets:
             server.delete(server.tickets.pop())
 
@@ -146,3 +190,58 @@ def talk(server: Server, request: pytest.FixtureRequest) -> Iterator[Talk]:
     ticket = server.create(**getattr(request, "param", {}))
     with server.connect(ticket) as socket:
         yield Talk(socket)
+
+
+@pytest.fixture
+def told(mouse_server: Server, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[float]]]:
+    """What the engine is told of the only player, frame by frame: codes of held keys, and the mouse."""
+    rows: list[tuple[list[str], list[float]]] = []
+    engine, codes = mouse_server.service.batcher._engine, mouse_server.world.config.controls.codes
+    step = engine.step
+
+    def listen(controls: wm.Controls, active: np.ndarray) -> Any:
+        assert controls.mouse is not None and controls.mouse.dtype == np.float32
+        for slot in np.flatnonzero(active):
+            held = [code for code, is_held in zip(codes, controls.keys[slot], strict=True) if is_held]
+            rows.append((held, controls.mouse[slot].tolist()))
+        return step(controls, active)
+
+    monkeypatch.setattr(engine, "step", listen)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = CHROMIUM or playwright.chromium.executable_path
+        assert Path(path).exists(), (
+            "no Chromium: not on PATH, and playwright has none; `make chromium` (or `.venv/bin/playwright install "
+            "--no-shell chromium`) brings one, -m 'not browser' leaves these tests out"
+        )
+        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page of a server and waits until it plays; afterwards no page may have complained."""
+    pages: list[Any] = []
+
+    def open_one(server: Server, **options: Any) -> Any:
+        opened = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **options})
+        opened.set_default_timeout(60_000)
+        opened.complaints = []
+        opened.on("console", lambda said: opened.complaints.append(said.text) if said.type == "error" else None)
+        opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
+        pages.append(opened)
+        opened.goto(server.url)
+        opened.wait_for_function("window.__wm?.frames > 10")
+        return opened
+
+    yield open_one
+    for opened in pages:
+        opened.close()
+    assert [opened.complaints for opened in pages] == [[]] * len(pages)

@@ -3,7 +3,9 @@
 import base64
 import io
 import struct
+import types
 import zlib
+from typing import cast
 
 import httpx
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 from PIL import Image
 
 import wm_jax as wm
-from wm_jax.serving.app import make_app
+from wm_jax.serving.app import PAGE, Service, make_app
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.protocol import CreateSession, Refusal, SessionInit
 
 
 def png(width: int, height: int) -> str:
@@ -95,6 +98,22 @@ def test_an_image_of_the_right_size_starts_a_session(server):
     server.create(init={"image": png(32, 32)})
 
 
+@pytest.mark.parametrize(("scenes", "says_itself", "takes"), [(0, True, True), (3, False, False), (3, None, True)])
+def test_a_world_may_say_itself_whether_it_takes_an_image(scenes, says_itself, takes):
+    world = wm.tiny_world(0)[0].config
+    said = {} if says_itself is None else {"takes_image": says_itself}
+    model = cast(wm.World, types.SimpleNamespace(config=world, **said))
+    prompts = wm.Prompt(np.zeros((scenes, 2, 32, 32, 3), np.uint8)) if scenes else wm.Prompt()
+    service = Service(ServeConfig(), model, {}, prompts)
+    assert service.info().image is takes
+    body = CreateSession(init=SessionInit(image=png(32, 32)))
+    if takes:
+        assert service.create(body).session.opening.image is not None
+    else:
+        with pytest.raises(Refusal, match="takes no image"):
+            service.create(body)
+
+
 def test_a_foreign_page_may_not_open_sessions(server):
     answer = server.http.post(f"{server.url}/v1/sessions", json={}, headers={"Origin": "https://evil.example"})
     assert answer.status_code == 403 and answer.json()["code"] == "forbidden_origin"
@@ -154,5 +173,5 @@ def test_before_it_is_compiled_the_server_is_not_ready_but_seats_players():
 def test_the_page_and_all_its_files_are_served(server):
     index = server.http.get(server.url)
     assert index.status_code == 200 and "frame-ancestors 'none'" in index.headers["Content-Security-Policy"]
-    for name in ("main.js", "player.js", "keys.js", "hud.js", "protocol.js", "style.css", "icon.svg"):
-        assert server.http.get(f"{server.url}/page/{name}").status_code == 200, name
+    for path in PAGE.iterdir():
+        assert server.http.get(f"{server.url}/page/{path.name}").status_code == 200, path.name

@@ -55,7 +55,9 @@ def test_the_bench_says_when_its_server_did_not_start(tmp_path):
         bench.run(bench.BenchConfig(str(tmp_path / "no_world")))
 
 
-def test_the_stream_example_writes_every_frame(server, tmp_path, root):
+@pytest.mark.parametrize("served", ["server", "mouse_server"])
+def test_the_stream_example_writes_every_frame(served, request, tmp_path, root):
+    server = request.getfixturevalue(served)
     spec = importlib.util.spec_from_file_location("stream", root / "examples" / "stream.py")
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The mouse in the latch: what it was moved counts in one frame, in all frames together exactly once."""
+"""The mouse: what it was moved counts in one frame, in all frames together exactly once; over the socket too."""
 
 import math
 from typing import Literal
@@ -163,3 +163,69 @@ def test_axes_are_refused_also_beside_a_mouse():
     with pytest.raises(Refusal, match="axes") as refusal:
         press(session(), [0.0, 0.0], axes=[1.0])
     assert (refusal.value.code, refusal.value.param) == (ErrorCode.UNSUPPORTED, "axes")
+
+
+def test_a_world_with_a_mouse_tells_of_it(server, mouse_server):
+    (model,) = mouse_server.http.get(f"{mouse_server.url}/v1/models").json()["models"]
+    schema = model["action_space"]["properties"]["mouse"]
+    assert model["mouse"] is True and (schema["minItems"], schema["maxItems"]) == (2, 2)
+    assert schema["items"] == {"type": "number", "minimum": -MAX_MOUSE, "maximum": MAX_MOUSE}
+    assert {"code": "Mouse0", "label": "attack"} in model["keymap"]
+    with mouse_server.connect(mouse_server.create()) as socket:
+        created = mouse_server.talk(socket).wait_for("session.created")
+    assert created["capabilities"]["mouse"] is True and created["session"]["mouse"] is True
+    (other,) = server.http.get(f"{server.url}/v1/models").json()["models"]
+    assert other["mouse"] is False and "mouse" not in other["action_space"]["properties"]
+
+
+def test_stepped_movements_reach_the_engine_frame_by_frame(mouse_server, told):
+    ticket = mouse_server.create(mode="stepped")
+    with mouse_server.connect(ticket) as socket:
+        talk = mouse_server.talk(socket)
+        actions = [{"held": ["KeyW"], "mouse": [0.5, -0.25]}, {"held": ["Mouse0"], "mouse": [0.125, 0]}, ["Digit9"]]
+        talk.send("action", held=[], mouse=[1, 1])
+        talk.send("step", step_id=1, n=5, actions=actions)
+        talk.wait_for_frames(5)
+    assert [mouse for _, mouse in told] == [[1.5, 0.75], [0.125, 0.0], *[[0.0, 0.0]] * 3]
+    assert [held for held, _ in told] == [["KeyW"], ["Mouse0"], ["Digit9"], ["Digit9"], ["Digit9"]]
+
+
+def test_realtime_movements_reach_the_engine_exactly_once(mouse_server, told):
+    with mouse_server.connect(mouse_server.create()) as socket:
+        talk = mouse_server.talk(socket)
+        talk.wait_for_frames(2)
+        for event in range(60):
+            talk.send("action", held=["KeyW"], mouse=[0.25, -0.125], event_id=event)
+        last = talk.wait_for("ack", event_id=59)["applied_at_frame"]
+        while talk.frames[-1][0]["frame_id"] <= last:
+            talk.receive()
+    assert np.sum([mouse for _, mouse in told], axis=0).tolist() == [15.0, -7.5]
+
+
+@pytest.mark.parametrize(
+    ("mouse", "code"),
+    [
+        ("[1]", "wrong_dimension"),
+        ("[NaN, 0]", "bad_message"),
+        ("[1e999, 0]", "bad_message"),
+        ("[0, -8.5]", "bad_message"),
+        ('["left", 0]', "bad_message"),
+        ("{}", "bad_message"),
+    ],
+)
+def test_a_mouse_that_cannot_be_gets_an_error_and_play_goes_on(mouse_server, mouse, code):
+    with mouse_server.connect(mouse_server.create()) as socket:
+        talk = mouse_server.talk(socket)
+        talk.wait_for_frames(1)
+        talk.socket.send(f'{{"type": "action", "held": [], "mouse": {mouse}, "event_id": 4}}')
+        error = talk.wait_for("error")
+        assert (error["code"], error["event_id"], error["fatal"]) == (code, 4, False)
+        assert "mouse" in error["param"]
+        talk.wait_for_frames(3)
+
+
+def test_a_world_without_a_mouse_refuses_one_over_the_socket(talk):
+    talk.send("action", held=[], mouse=[0.1, 0.0], event_id=4)
+    error = talk.wait_for("error")
+    assert (error["code"], error["param"], error["event_id"]) == ("unsupported", "mouse", 4)
+    talk.wait_for_frames(2)

@@ -36,6 +36,7 @@ class Client:
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
 
     async def send(self, kind: str, **fields: Any) -> None:
+        """One message: `send("action", held=["KeyW"], mouse=[0.1, 0.0])`."""
         await self.socket.send(json.dumps({"type": kind, **fields}))
 
     async def receive(self) -> dict[str, Any] | tuple[FramesHeader, list[UInt8[np.ndarray, "h w 3"]]]:

@@ -79,14 +79,32 @@ export function seats({ slots, slots_free }) {
   at("seats").replaceChildren(...marks, `${taken} of ${slots} ${slots === 1 ? "slot" : "slots"} taken`);
 }
 
-/** The largest whole multiple of the world's pixels that fits. @param {HTMLCanvasElement} canvas */
+/** From this many rows on a picture is drawn smoothly, at any size; below it in whole multiples of its pixels. */
+const FINE_ROWS = 200;
+
+/** The largest size that leaves room for what is around. @param {HTMLCanvasElement} canvas */
 export function fit(canvas) {
   const isNarrow = innerWidth <= 860;
+  const below = document.querySelector("main.broad") ? at("keys").offsetHeight + 22 : 0;
   const room = isNarrow
     ? { w: innerWidth - 24, h: Math.max(240, innerHeight * 0.52) }
-    : { w: Math.min(innerWidth, 1180) - 388, h: innerHeight - 86 };
+    : { w: Math.min(innerWidth, below ? 1600 : 1180) - 388, h: Math.max(240, innerHeight - 86 - below) };
   const exact = Math.min(room.w / canvas.width, room.h / canvas.height);
-  const scale = exact >= 4 ? Math.floor(exact) : Math.floor(exact * 4) / 4;
-  canvas.style.width = `${Math.max(scale, 0.25) * canvas.width}px`;
-  canvas.style.height = `${Math.max(scale, 0.25) * canvas.height}px`;
+  const isFine = canvas.height >= FINE_ROWS;
+  const whole = exact >= 4 ? Math.floor(exact) : Math.max(0.25, Math.floor(exact * 4) / 4);
+  const scale = isFine ? exact : whole;
+  canvas.classList.toggle("fine", isFine);
+  canvas.style.width = `${Math.floor(scale * canvas.width)}px`;
+  canvas.style.height = `${Math.floor(scale * canvas.height)}px`;
+}
+
+/** @type {number|undefined} */
+let noticeTimer;
+
+/** A line over the picture that goes away by itself. @param {string} text */
+export function notice(text) {
+  clearTimeout(noticeTimer);
+  at("notice").textContent = text;
+  at("notice").classList.add("shown");
+  noticeTimer = setTimeout(() => at("notice").classList.remove("shown"), 5000);
 }

@@ -1,19 +1,16 @@
-/** Held keys: from the keyboard, the mouse and fingers; drawn as keycaps that light up while held. */
+/** Held keys: from the keyboard, the mouse and fingers; their keycaps light up while held. */
 
-const NAMES = {
-  ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Space: "space",
-  ShiftLeft: "shift", ShiftRight: "shift", ControlLeft: "ctrl", Enter: "⏎", Tab: "tab",
-};
-/** Where a key sits in its cluster: [cluster, row, column]. */
-const PLACES = {
-  KeyQ: [0, 1, 1], KeyW: [0, 1, 2], KeyE: [0, 1, 3], KeyA: [0, 2, 1], KeyS: [0, 2, 2], KeyD: [0, 2, 3],
-  ArrowUp: [1, 1, 2], ArrowLeft: [1, 2, 1], ArrowDown: [1, 2, 2], ArrowRight: [1, 2, 3],
-};
+import { drawKeycaps } from "./keycaps.js";
+
 /** A tap shorter than a frame would fall between two frames: it is stretched to this many. */
 const SHORTEST_FRAMES = 1.25;
 
-/** @param {string} code */
-export const keyName = (code) => NAMES[code] ?? code.replace(/^(Key|Digit|Numpad)/, "");
+/** Whether a control of the page wants this key for itself. @param {EventTarget|null} target @param {string} code */
+function isForControl(target, code) {
+  if (!(target instanceof HTMLInputElement)) return false;
+  if (target.type === "checkbox") return code === "Space";
+  return target.type !== "range" || /^(Arrow|Home|End|Page)/.test(code);
+}
 
 /** The keys of a world. `onChange` hears of every change of what is held. */
 export class Keys {
@@ -26,7 +23,7 @@ export class Keys {
     this.onChange = onChange;
     /** @type {Map<string, HTMLElement>} */
     this.caps = new Map();
-    /** @type {Map<string, Set<string|number>>} who holds each code: "keyboard" or a pointer's id */
+    /** @type {Map<string, Set<string|number>>} who holds each code: "keyboard", "mouse" or a pointer's id */
     this.holders = new Map();
     /** @type {Map<string, number>} */
     this.since = new Map();
@@ -38,28 +35,7 @@ export class Keys {
   show(keys, fps) {
     this.frameMs = 1000 / fps;
     this.releaseAll();
-    this.caps.clear();
-    const clusters = [0, 1, 2].map(() => Object.assign(document.createElement("div"), { className: "cluster" }));
-    for (const { code, label } of keys) {
-      const [cluster, row, column] = PLACES[code] ?? [2, null, null];
-      const cap = document.createElement("button");
-      cap.className = "key" + (code === "Space" ? " wide" : "");
-      cap.type = "button";
-      cap.tabIndex = -1;
-      cap.dataset.code = code;
-      const name = document.createElement("b");
-      name.textContent = keyName(code);
-      const hint = document.createElement("span");
-      hint.textContent = label;
-      cap.append(name, hint);
-      if (row) {
-        cap.style.gridRow = String(row);
-        cap.style.gridColumn = String(column);
-      }
-      clusters[cluster].append(cap);
-      this.caps.set(code, cap);
-    }
-    this.root.replaceChildren(...clusters.filter((cluster) => cluster.childElementCount));
+    this.caps = drawKeycaps(this.root, keys);
   }
 
   get held() {
@@ -94,6 +70,17 @@ export class Keys {
     this._changed(code, false);
   }
 
+  /** Pressed and released: held for one frame. @param {string} code @param {string} who */
+  tap(code, who) {
+    this.hold(code, who);
+    this.release(code, who);
+  }
+
+  /** Everything that one holder holds. @param {string} who */
+  releaseOf(who) {
+    for (const code of this.held) this.release(code, who);
+  }
+
   releaseAll() {
     for (const code of this.held) {
       this.holders.delete(code);
@@ -107,15 +94,22 @@ export class Keys {
     this.onChange(this.held);
   }
 
+  /** Ctrl, Alt and Meta are the browser's, unless they are keys of this world. @param {KeyboardEvent} event */
+  isShortcut(event) {
+    const isOwn = (/** @type {string} */ name) => this.caps.has(`${name}Left`) || this.caps.has(`${name}Right`);
+    return (event.ctrlKey && !isOwn("Control")) || (event.altKey && !isOwn("Alt")) || (event.metaKey && !isOwn("Meta"));
+  }
+
   _listen() {
-    const isTyping = (/** @type {Event} */ event) => event.target instanceof HTMLInputElement;
     addEventListener("keydown", (event) => {
-      if (isTyping(event) || event.ctrlKey || event.metaKey || event.altKey || !this.caps.has(event.code)) return;
+      if (!this.caps.has(event.code) || this.isShortcut(event) || isForControl(event.target, event.code)) return;
       event.preventDefault();
       this.hold(event.code, "keyboard");
     });
     addEventListener("keyup", (event) => this.release(event.code, "keyboard"));
     addEventListener("blur", () => this.releaseAll());
+    // Ctrl is a key of some worlds, and with W it closes the page: that has to be asked first.
+    addEventListener("beforeunload", (event) => this.held.some((code) => code.startsWith("Control")) && event.preventDefault());
     this.root.addEventListener("contextmenu", (event) => event.preventDefault());
     this.root.addEventListener("pointerdown", (event) => this._point(event));
     this.root.addEventListener("pointermove", (event) => event.buttons && this._point(event));

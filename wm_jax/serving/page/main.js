@@ -1,16 +1,31 @@
-/** The page: joins player, keys and hud. */
+/** The page: joins player, keys, mouse, pictures and hud. */
 
-import { at, drawGaps, drawNumbers, fit, overlay, seats, state } from "./hud.js";
+import { at, drawGaps, drawNumbers, fit, notice, overlay, seats, state } from "./hud.js";
+import { hotbar } from "./keycaps.js";
 import { Keys } from "./keys.js";
+import { Look } from "./look.js";
+import { firstFrame, takePictures } from "./picture.js";
 import { Player, Refused } from "./player.js";
+import { ERROR } from "./protocol.js";
+import { Wheel } from "./wheel.js";
+
+/** A world with more keys than these has them in a broad row below the picture. */
+const FEW_KEYS = 8;
 
 const canvas = /** @type {HTMLCanvasElement} */ (at("view"));
-const seedBox = /** @type {HTMLInputElement} */ (at("seed"));
+const [seedBox, fileBox, speedBox, invertBox] = ["seed", "file", "speed", "invert"].map((id) => /** @type {HTMLInputElement} */ (at(id)));
 const player = new Player(canvas);
-const keys = new Keys(at("keys"), (held) => player.press(held));
+const keys = new Keys(at("keys"), (held) => {
+  wheel.hear(held);
+  player.press(held, look.take());
+});
+const look = new Look(canvas, keys, (mouse) => player.look(keys.held, mouse));
+const wheel = new Wheel(at("screen"), keys);
 /** @type {string[]} */ const problems = [];
 let isPaused = false;
 let wasHidden = false;
+/** How many were given; only the newest one counts. */
+let pictures = 0;
 /** @type {number|undefined} */ let retry;
 
 /** @template T @param {string} name @param {(detail: any) => void} act */
@@ -35,9 +50,60 @@ function reset() {
 
 /** @param {boolean} wanted */
 function setPaused(wanted) {
+  showPaused(wanted);
+  player.control(wanted ? "pause" : "resume");
+}
+
+/** @param {boolean} wanted */
+function showPaused(wanted) {
   isPaused = wanted;
   at("pause").textContent = wanted ? "Resume" : "Pause";
-  player.control(wanted ? "pause" : "resume");
+  if (wanted) look.free();
+}
+
+/** What the world listens to. @param {any} session */
+function showControls(session) {
+  keys.show(session.keys, session.fps);
+  wheel.show(hotbar(session.keys));
+  look.show(session.capabilities.mouse, session.capabilities.messages_per_s);
+  document.querySelector("main")?.classList.toggle("broad", session.keys.length > FEW_KEYS);
+  at("look").hidden = at("hint").hidden = !session.capabilities.mouse;
+  at("pause").title = keys.caps.has("KeyP") ? "pause" : "pause (P)";
+  at("reset").title = "start anew with this seed" + (keys.caps.has("KeyR") ? "" : " (R)");
+}
+
+/** New sessions start from this picture; null: from the world's own. @param {string|null} image */
+function startFrom(image) {
+  showImage(image);
+  player.source = "dream";
+  showPaused(false);
+  open();
+}
+
+/** @param {string|null} image */
+function showImage(image) {
+  player.image = image;
+  at("own").hidden = !image;
+  if (image) /** @type {HTMLImageElement} */ (at("thumb")).src = image;
+}
+
+/** @param {File} file */
+async function startFromFile(file) {
+  const { width, height } = player.session;
+  const number = ++pictures;
+  try {
+    const image = await firstFrame(file, width, height);
+    if (number === pictures) startFrom(image);
+  } catch {
+    notice(`${file.name || "This"} is no picture that the browser can read.`);
+  }
+}
+
+function showLook() {
+  const { speed, isInverted } = look.settings;
+  speedBox.value = String(speed);
+  at("speed-value").textContent = `${speed.toFixed(2)}×`;
+  invertBox.checked = isInverted;
 }
 
 /** @param {"dream"|"real"} source */
@@ -61,7 +127,8 @@ async function refreshSeats() {
 when("created", (session) => {
   document.title = `${session.model} · wm_jax`;
   at("world").textContent = session.model;
-  keys.show(session.keys, session.fps);
+  showControls(session);
+  at("image").hidden = !session.capabilities.image;
   at("switch").hidden = session.capabilities.sources.length < 2;
   showSource(session.source);
   canvas.width = session.width;
@@ -72,6 +139,7 @@ when("created", (session) => {
 });
 
 when("status", ({ status, stage, progress }) => {
+  if (status !== "running") look.free();
   if (status === "running") {
     overlay(null);
     state("good", "playing");
@@ -88,12 +156,14 @@ when("status", ({ status, stage, progress }) => {
 });
 
 when("lost", ({ attempt }) => {
+  look.free();
   overlay({ title: attempt > 1 ? "Reconnecting" : "Connection lost", text: "Your place is kept for a moment.", isWaiting: true });
   state("bad", "reconnecting");
 });
 
 when("session.go_away", ({ reason }) => state("", reason));
 when("ended", (code) => {
+  look.free();
   overlay({ title: "Session ended", text: code === 4408 ? "You were away for a while." : "It went on elsewhere.", button: "Play" });
   state("", "ended");
 });
@@ -111,6 +181,7 @@ when("refused", (/** @type {Refused} */ refused) => {
     retry = setTimeout(open, 1000 * seconds);
     refreshSeats();
   } else {
+    if (refused.code === ERROR.WRONG_IMAGE || refused.code === ERROR.TOO_LARGE) showImage(null);
     overlay({ title: "The server said no", text: refused.message, button: "Try again" });
     state("bad", "refused");
   }
@@ -143,6 +214,19 @@ addEventListener("keydown", (event) => {
   if (event.code === "KeyP") setPaused(!isPaused);
   if (event.code === "KeyR") reset();
 });
+speedBox.addEventListener("input", () => {
+  look.set({ speed: Number(speedBox.value) });
+  showLook();
+});
+invertBox.addEventListener("change", () => look.set({ isInverted: invertBox.checked }));
+at("choose").addEventListener("click", () => fileBox.click());
+at("forget").addEventListener("click", () => startFrom(null));
+takePictures({
+  isWanted: () => player.session?.capabilities.image === true,
+  onHover: (isOver) => at("drop").classList.toggle("shown", isOver),
+  onPicture: startFromFile,
+  input: fileBox,
+});
 addEventListener("resize", () => fit(canvas));
 addEventListener("pagehide", () => player.leave());
 addEventListener("pageshow", (event) => event.persisted && open());
@@ -173,6 +257,8 @@ Object.defineProperty(window, "__wm", {
     get seed() { return player.seed; },
     get session() { return player.session?.id ?? null; },
     get isPaused() { return isPaused; },
+    get isCaptured() { return look.isCaptured; },
+    get moved() { return player.moved; },
     get state() { return at("state").textContent; },
     get problems() { return problems; },
     get player() { return player; },
@@ -180,5 +266,6 @@ Object.defineProperty(window, "__wm", {
   },
 });
 
+showLook();
 fit(canvas);
 open();

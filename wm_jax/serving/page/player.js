@@ -7,6 +7,8 @@ const RETRY_MS = [300, 700, 1500, 3000, 5000];
 const SAMPLES = 240;
 /** A page that vanishes without a word keeps its slot this long. */
 const LINGER_S = 15;
+/** @type {number[]} After these there is no session left to end. */
+const GONE = [CLOSE.NORMAL, CLOSE.GO_AWAY, CLOSE.UNKNOWN_SESSION, CLOSE.IDLE, CLOSE.TAKEN_OVER];
 
 /** @param {number[]} sorted @param {number} share */
 const quantile = (sorted, share) => (sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : null);
@@ -34,6 +36,10 @@ export class Player extends EventTarget {
     /** @type {any} */ this.ticket = null;
     this.seed = 0;
     this.source = "dream";
+    /** @type {string|null} the first frame of new sessions, as a data URL; null: one of the world's own */
+    this.image = null;
+    /** @type {number[]} how far the mouse was moved, all in all */
+    this.moved = [0, 0];
     this.frames = 0;
     this.frameId = -1;
     this.dropped = 0;
@@ -44,18 +50,25 @@ export class Player extends EventTarget {
     this.eventId = 0;
     this.attempt = 0;
     this.epoch = 0;
+    /** @type {Promise<unknown>} */ this.leaving = Promise.resolve();
     /** @type {WebSocket|null} */ this.socket = null;
     setInterval(() => this.send({ type: "ping", client_ts: performance.now() }), PING_MS);
   }
 
-  /** A new session; the old one is given up. */
+  /** A new session; the old one is ended first, so that its slot is free. */
   async open() {
     const epoch = ++this.epoch;
     this.socket?.close(CLOSE.NORMAL);
     this.session = null;
+    await this.leave();
+    if (epoch !== this.epoch) return;
     try {
-      const ticket = await this._post("/v1/sessions", { source: this.source, init: { seed: this.seed }, linger_s: LINGER_S });
-      if (epoch !== this.epoch) return;
+      const init = { seed: this.seed, ...(this.image && { image: this.image }) };
+      const ticket = await this._post("/v1/sessions", { source: this.source, init, linger_s: LINGER_S });
+      if (epoch !== this.epoch) {
+        this.leaving = this._end(ticket);
+        return;
+      }
       this.ticket = ticket;
       this._connect(ticket.session_id, ticket.token, epoch);
     } catch (error) {
@@ -65,11 +78,11 @@ export class Player extends EventTarget {
     }
   }
 
-  /** Gives the slot back: the page is about to go. */
-  leave() {
-    if (!this.ticket) return;
-    const headers = { Authorization: `Bearer ${this.secret || this.ticket.token}` };
-    fetch(`/v1/sessions/${this.ticket.session_id}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+  /** Gives the slot back. */
+  async leave() {
+    if (this.ticket) this.leaving = this._end(this.ticket);
+    this.ticket = null;
+    await this.leaving;
   }
 
   /** @param {object} message */
@@ -77,12 +90,23 @@ export class Player extends EventTarget {
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
-  /** @param {string[]} held */
-  press(held) {
+  /** Keys that changed, and what the mouse was moved before. @param {string[]} held @param {number[]|null} mouse */
+  press(held, mouse) {
     const id = ++this.eventId;
     const now = performance.now();
     this.pressed.set(id, now);
-    this.send({ type: "action", event_id: id, held, client_ts: now });
+    this._act({ event_id: id, held, client_ts: now }, mouse);
+  }
+
+  /** Only the mouse was moved. @param {string[]} held @param {number[]} mouse */
+  look(held, mouse) {
+    this._act({ held }, mouse);
+  }
+
+  /** @param {object} action @param {number[]|null} mouse */
+  _act(action, mouse) {
+    if (mouse) this.moved = this.moved.map((way, index) => way + mouse[index]);
+    this.send({ type: "action", ...action, ...(mouse && { mouse }) });
   }
 
   /** @param {"pause"|"resume"} op */
@@ -128,6 +152,7 @@ export class Player extends EventTarget {
     };
     socket.onclose = ({ code }) => {
       if (epoch !== this.epoch) return;
+      if (GONE.includes(code)) this.ticket = null;
       if (code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
       else if (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL) {
         this._retry(epoch, () => this._connect(this.session.id, this.session.resumeToken, epoch));
@@ -179,6 +204,12 @@ export class Player extends EventTarget {
     for (const id of this.pressed.keys()) if (id <= header.last_event_id) this.pressed.delete(id);
     this.latencies.push(now - pressedAt);
     if (this.latencies.length > SAMPLES) this.latencies.shift();
+  }
+
+  /** @param {{session_id: string, token: string}} ticket */
+  _end({ session_id: id, token }) {
+    const headers = { Authorization: `Bearer ${this.secret || token}` };
+    return fetch(`/v1/sessions/${id}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
   }
 
   /** @param {number} epoch @param {() => void} again */
