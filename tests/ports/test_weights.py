@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import wm_jax as wm
 from wm_jax.checkpoint import CheckpointError
 from wm_jax.ports import open_oasis
 from wm_jax.ports.open_oasis import RELEASED, OasisConfig, OasisWorld
@@ -42,9 +43,11 @@ def test_the_released_geometry_has_as_many_parameters_as_the_release():
 def test_the_released_geometry_steps():
     """Shapes only: a frame of 360 x 640, and a ring of 279 MiB a session in bfloat16."""
     world = OasisWorld(RELEASED)
-    state = jax.eval_shape(lambda: open_oasis.empty(world, 2))
-    actions = jax.ShapeDtypeStruct((2, 25), np.float32)
-    new, frame = jax.eval_shape(lambda p, s, a: open_oasis.step(world, p, s, a), world.shapes(), state, actions)
+    state = jax.eval_shape(lambda: wm.empty(world, 2))
+    held = wm.Controls(
+        *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((2, 23), bool), ((2, 2), np.float32)))
+    )
+    new, frame = jax.eval_shape(lambda p, s, c: wm.step(world, p, s, c), world.shapes(), state, held)
     assert frame.shape == (2, 360, 640, 3) and frame.dtype == np.uint8
     assert jax.tree.map(lambda leaf: leaf.shape, new) == jax.tree.map(lambda leaf: leaf.shape, state)
     sessions, bytes_each = 2, 2

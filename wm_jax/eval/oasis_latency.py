@@ -20,9 +20,10 @@ import numpy as np
 import tyro
 from jax import lax
 
-from wm_jax.ports.open_oasis import RELEASED, OasisConfig, OasisState, OasisWorld, load, start, step
-from wm_jax.ports.open_oasis.step import decode
-from wm_jax.types import Params, Prompt
+from wm_jax.ports.open_oasis import CONTROLS, RELEASED, OasisConfig, OasisState, OasisWorld, load
+from wm_jax.ports.open_oasis.frame import decode
+from wm_jax.types import Controls, Params, Prompt
+from wm_jax.world import start, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +57,11 @@ class Spent(NamedTuple):
 def measure(world: OasisWorld, params: Params, batch: int, repeats: int, tell: Callable[[str, Spent], None]) -> None:
     """Tells what a session's first frame, a steady frame and their parts take; each right after its compilation."""
     image = (batch, 1, *world.config.autoencoder.image, 3)
-    prompt, actions = Prompt(np.full(image, 128, np.uint8)), np.zeros((batch, world.config.transformer.actions))
+    prompt, held = Prompt(np.full(image, 128, np.uint8)), Controls(np.zeros((batch, len(CONTROLS.keys)), bool))
 
     def first():
         state = start(world, params, prompt, jax.random.key(0))
-        return step(world, params, state, actions)
+        return step(world, params, state, held)
 
     (state, _), spent = timed(first)
     tell("compile start and step", spent)
@@ -77,14 +78,17 @@ def measure(world: OasisWorld, params: Params, batch: int, repeats: int, tell: C
     # The ring is full: its cost is that of its size, whatever lies in it.
     state = dataclasses.replace(state, frame=state.frame + world.config.transformer.window_frames)
     for _ in range(repeats):  # in turns, so that a busy machine hits both
-        state, spent = _next(world, params, state, actions)
+        state, spent = _next(world, params, state, held)
         steady.append(spent)
         alone.append(timed(products)[1])
     tell("steady frame, window full", median(steady))
     tell("its matrix products alone", median(alone))
     shown = jax.jit(decode, static_argnums=0)
-    timed(lambda: shown(world, params, state.latent[:, None]))
-    tell("its decode", median([timed(lambda: shown(world, params, state.latent[:, None]))[1] for _ in range(repeats)]))
+    timed(lambda: shown(world.config, params, state.latent[:, None]))
+    tell(
+        "its decode",
+        median([timed(lambda: shown(world.config, params, state.latent[:, None]))[1] for _ in range(repeats)]),
+    )
 
 
 class Drafts(NamedTuple):
@@ -147,8 +151,8 @@ def median(spent: list[Spent]) -> Spent:
     return Spent(*(float(np.median([getattr(one, field) for one in spent])) for field in Spent._fields))
 
 
-def _next(world: OasisWorld, params: Params, state: OasisState, actions: np.ndarray) -> tuple[OasisState, Spent]:
-    (state, _), spent = timed(lambda: step(world, params, state, actions))
+def _next(world: OasisWorld, params: Params, state: OasisState, held: Controls) -> tuple[OasisState, Spent]:
+    (state, _), spent = timed(lambda: step(world, params, state, held))
     return state, spent
 
 
