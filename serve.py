@@ -7,8 +7,10 @@
     python serve.py build/coinrun_cpu                   what `python -m wm_jax.export` made for this machine
     python serve.py worlds/coinrun --host 0.0.0.0 --auth SECRET             other machines may play, with the secret
     python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4    no server: keys in, video out
+    python serve.py oasis-500m --weights weights/oasis                      a published world, from its released files
 
-actions.npz holds `keys`, bool [frames, keys of the world]: numpy.savez("actions.npz", keys=held).
+actions.npz holds `keys`, bool [frames, keys of the world], and where the world has one `mouse`, [frames, 2]:
+numpy.savez("actions.npz", keys=held).
 Scripts talk to the server over a WebSocket (examples/stream.py); GET /openapi.json describes the HTTP half.
 """
 
@@ -20,7 +22,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -28,9 +30,11 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from wm_jax.config import ConfigError
+from wm_jax.ports import published
+from wm_jax.ports.published import Published
 from wm_jax.serving.config import ServeConfig, ServeConfigError, compile_cache_dir
 from wm_jax.types import Params, Prompt
-from wm_jax.world import World
+from wm_jax.world import Playable
 
 if TYPE_CHECKING:
     from wm_jax.export.artifact import Artifact
@@ -41,11 +45,13 @@ class ServeArgs:
     """What to serve, and how.
 
     Attributes:
-      world: Folder of a released world, of a training run, or of `python -m wm_jax.export`.
+      world: Folder of a released world, of a training run, or of `python -m wm_jax.export`; or a published world's name.
       device: Compute on this platform (cpu, cuda, tpu, neuron), or fail; by default the best one that JAX finds.
       rollout: Dream these keys (.npz) instead of serving.
       out: The MP4 that --rollout writes.
       seed: Seed of --rollout; a session with the same seed dreams the same.
+      prompt: An image (PNG or JPEG of the world's size) to begin with, for worlds that go on from any image.
+      published: Weights and speed of a published world.
       server: Address, slots, limits.
     """
 
@@ -54,6 +60,8 @@ class ServeArgs:
     out: Path = Path("dream.mp4")
     seed: int = 0
     device: str | None = None
+    prompt: Path | None = None
+    published: tyro.conf.OmitArgPrefixes[Published] = dataclasses.field(default_factory=Published)
     server: tyro.conf.OmitArgPrefixes[ServeConfig] = dataclasses.field(default_factory=ServeConfig)
 
 
@@ -73,14 +81,12 @@ def run(args: ServeArgs, console: Console) -> None:
     """Opens the world, then serves it or dreams from it."""
     from wm_jax.export import artifact
     from wm_jax.serving.engine import use_compile_cache
-    from wm_jax.world import load, load_prompts
 
     if args.device is not None:
         use_device(args.device)
     use_compile_cache(compile_cache_dir(args.server))
     made = artifact.read(args.world) if artifact.is_artifact(args.world) else None
-    world, params = load(args.world)
-    prompts = load_prompts(args.world)
+    world, params, prompts = open_world(args)
     # What was imported stays as long as the process. The collector went through it again and again while it was loaded,
     # a tenth of the time to the first frame, and would go on doing so between frames.
     gc.freeze()
@@ -89,6 +95,41 @@ def run(args: ServeArgs, console: Console) -> None:
         play(args.server, world, params, prompts, console, made)
     else:
         dream(args, world, params, prompts, console)
+
+
+def open_world(args: ServeArgs) -> tuple[Playable[Any], Params, Prompt]:
+    """The world that was named, its weights, and the frames it begins with.
+
+    Raises:
+      ValueError: there is no such world, it cannot be read, or what was asked for is not for a world of its kind.
+    """
+    from wm_jax.world import load, load_prompts
+
+    name = args.world.as_posix()
+    if name in published.NAMES and not args.world.exists():
+        world, params = published.load(name, args.published)
+        prompts = Prompt()
+    elif args.published != Published():
+        raise ValueError(
+            f"{args.world}: --weights, --random-weights, --passes and --dtype are for {', '.join(published.NAMES)}"
+        )
+    else:
+        world, params = load(args.world)
+        prompts = load_prompts(args.world)
+    return world, params, prompts if args.prompt is None else read_prompt(args.prompt, world)
+
+
+def read_prompt(path: Path, world: Playable[Any]) -> Prompt:
+    """One image as the prompt.
+
+    Raises:
+      ValueError: no picture of the world's size, or a world that needs more than an image.
+    """
+    from wm_jax.serving.codec import decode_image
+
+    if not world.takes_image:
+        raise ValueError(f"--prompt: world {world.config.name!r} does not go on from a single image")
+    return Prompt(decode_image(path.read_bytes(), world.config.image)[None, None])
 
 
 def use_device(platform: str) -> None:
@@ -109,7 +150,12 @@ def use_device(platform: str) -> None:
 
 
 def play(
-    server: ServeConfig, world: World, params: Params, prompts: Prompt, console: Console, made: "Artifact | None"
+    server: ServeConfig,
+    world: Playable[Any],
+    params: Params,
+    prompts: Prompt,
+    console: Console,
+    made: "Artifact | None",
 ) -> None:
     """Serves until told to stop (Ctrl-C, SIGTERM)."""
     from wm_jax.serving import serve
@@ -126,7 +172,7 @@ def _invite(console: Console, url: str) -> None:
     console.print(f"play it at [bold cyan]{url}[/]  (Ctrl-C stops)", highlight=False)
 
 
-def dream(args: ServeArgs, world: World, params: Params, prompts: Prompt, console: Console) -> None:
+def dream(args: ServeArgs, world: Playable[Any], params: Params, prompts: Prompt, console: Console) -> None:
     """Writes the video of --rollout."""
     from wm_jax.serving.offline import read_controls, write_rollout
 

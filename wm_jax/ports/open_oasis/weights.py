@@ -71,25 +71,35 @@ def read(folder: Path, config: OasisConfig) -> Params:
     """Our arrays from the two released files; the rotary buffers may be among them or not.
 
     Raises:
+      CheckpointError: as `check`.
+    """
+    opened = check(folder, config)
+    return {
+        room: checkpoint.nest_tree({path: _stack(opened[room], source) for path, source in table.items()})
+        for room, table in sources(config).items()
+    }
+
+
+def check(folder: Path, config: OasisConfig) -> dict[str, Any]:
+    """The two files, opened, no tensor read but the rotary buffers.
+
+    Raises:
       CheckpointError: a file is missing or broken; tensors are missing, extra or mis-shaped, all of both files named;
         rotary buffers that say other rates than the published ones.
     """
-    tables, rates = sources(config), _rotary_rates(config)
+    rates = _rotary_rates(config)
     opened = {room: _open(folder / file) for room, file in FILES.items()}
     found = {room: _shapes(file) for room, file in opened.items()}
     expected = {
         room: {name: source.shape for source in table.values() for name in source.names()}
-        for room, table in tables.items()
+        for room, table in sources(config).items()
     }
     rotary = [name for name in rates if name in found["transformer"]]
     expected["transformer"] |= {name: rates[name].shape for name in rotary}
     checkpoint.check_tree(_by_file(expected), _by_file(found), folder)
     given = {name: opened["transformer"].get_tensor(name) for name in rotary}
     _check_rotary(given, rates, folder / FILES["transformer"])
-    return {
-        room: checkpoint.nest_tree({path: _stack(opened[room], source) for path, source in table.items()})
-        for room, table in tables.items()
-    }
+    return opened
 
 
 def geometry(folder: Path, config: OasisConfig) -> OasisConfig:
