@@ -1,6 +1,7 @@
 """What Oasis-500M is, as numbers; smaller ones are the same with other numbers."""
 
 import dataclasses
+from typing import Literal, get_args
 
 ACTIONS = (
     "inventory", "ESC",
@@ -10,6 +11,8 @@ ACTIONS = (
     "jump", "sneak", "sprint", "swapHands", "attack", "use", "pickItem", "drop",
 )  # fmt: skip
 """The columns of an action: 0 or 1, the two of the camera in [-1, 1]."""
+Solver = Literal["ddim", "dpmpp2m"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 
 def _check_heads(width: int, heads: int, parts: int, what: str) -> None:
@@ -104,7 +107,9 @@ class OasisConfig:
       latent_scale: The transformer's latents are the autoencoder's times this.
       context_timestep: The noise that the past is labelled with, of `timesteps`; the past itself is clean.
       timesteps: Of the diffusion that it was trained on.
-      steps: Denoising passes a frame, spread evenly over the timesteps (DDIM).
+      steps: Denoising passes a frame.
+      solver: What brings a frame from pass to pass: "ddim" as published, or "dpmpp2m" (DPM-Solver++ 2M), which remembers the
+        pass before and needs fewer of them.
       noise_limit: The noise that a frame starts from is clipped to this.
     """
 
@@ -116,6 +121,7 @@ class OasisConfig:
     context_timestep: int = 14
     timesteps: int = 1000
     steps: int = 10
+    solver: Solver = "ddim"
     noise_limit: float = 20.0
 
     def __post_init__(self):
@@ -127,6 +133,8 @@ class OasisConfig:
                 f"the transformer's latents have {self.transformer.channels} channels, the autoencoder's "
                 f"{self.autoencoder.channels}"
             )
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}: it must be one of {', '.join(SOLVERS)}")
         if not 1 <= self.steps <= self.timesteps:
             raise ValueError(f"steps is {self.steps}: it must be 1 to {self.timesteps}")
 
