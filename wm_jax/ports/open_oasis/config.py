@@ -11,6 +11,8 @@ ACTIONS = (
     "jump", "sneak", "sprint", "swapHands", "attack", "use", "pickItem", "drop",
 )  # fmt: skip
 """The columns of an action: 0 or 1, the two of the camera in [-1, 1]."""
+EightBits = Literal["int8", "float8_e4m3fn"]
+EIGHT_BITS: tuple[EightBits, ...] = get_args(EightBits)
 Solver = Literal["ddim", "dpmpp2m"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
@@ -35,6 +37,8 @@ class TransformerConfig:
       frequencies: Cosines and sines of the timestep together.
       window_frames: How many past frames a frame may see: the published `max_frames` less the frame itself.
       dtype: In which it is played.
+      weights: In which the large weights of its layers are kept to be played, and their inputs rounded to: "int8" or
+        "float8_e4m3fn"; None: in `dtype`.
     """
 
     depth: int = 16
@@ -47,9 +51,12 @@ class TransformerConfig:
     frequencies: int = 256
     window_frames: int = 31
     dtype: str = "float32"
+    weights: EightBits | None = None
 
     def __post_init__(self):
         _check_heads(self.width, self.heads, 4, "transformer")
+        if self.weights not in (None, *EIGHT_BITS):
+            raise ValueError(f"weights is {self.weights!r}: it must be None or one of {', '.join(EIGHT_BITS)}")
         if self.window_frames < 1:
             raise ValueError(f"window_frames is {self.window_frames}: a frame sees one past frame at least")
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from wm_jax import checkpoint
-from wm_jax.ports.open_oasis import weights
+from wm_jax.ports.open_oasis import transformer, weights
 from wm_jax.ports.open_oasis.config import RELEASED, OasisConfig
 from wm_jax.types import Params
 
@@ -28,11 +28,11 @@ class OasisWorld:
         return weights.shapes(self.config)
 
     def for_playing(self, params: Params) -> Params:
-        """The weights as playing reads them, each room's in the dtype it computes in."""
-        rooms = {"transformer": self.config.transformer.dtype, "autoencoder": self.config.autoencoder.dtype}
+        """The weights as playing reads them, each room's in the dtype it computes in, the transformer's perhaps in 8 bits."""
+        dtype = jnp.dtype(self.config.autoencoder.dtype)
         return {
-            room: jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(jnp.dtype(dtype)), params[room])
-            for room, dtype in rooms.items()
+            "transformer": transformer.for_playing(self.config.transformer, params["transformer"]),
+            "autoencoder": jax.tree.map(lambda leaf: leaf.astype(dtype), params["autoencoder"]),
         }
 
 
