@@ -111,7 +111,7 @@ def open_world(args: ServeArgs) -> tuple[Playable[Any], Params, Prompt]:
         prompts = Prompt()
     elif args.published != Published():
         raise ValueError(
-            f"{args.world}: --weights, --random-weights, --passes and --dtype are for {', '.join(published.NAMES)}"
+            f"{args.world}: --weights, --random-weights, --steps, --dtype, --solver and --eight-bits are for {', '.join(published.NAMES)}"
         )
     else:
         world, params = load(args.world)

@@ -30,7 +30,7 @@ from pallas_kernels.block_causal_attention import cases as block_cases
 from pallas_kernels.block_causal_attention import reference as block_reference
 from pallas_kernels.cached_attention import cases as cached_cases
 from pallas_kernels.cached_attention import reference as cached_reference
-from pallas_kernels.implementation import PLATFORMS, compiled_for, load, platforms, refusal
+from pallas_kernels.implementation import ACCELERATORS, compiled_for, load, platforms, refusal
 from pallas_kernels.norm_modulate import cases as norm_cases
 from pallas_kernels.norm_modulate import reference as norm_reference
 from pallas_kernels.quantized_matmul import cases as quantized_cases
@@ -276,6 +276,8 @@ def _add_ours(
 ) -> None:
     """The kernels that run here: natively, or tiny in an interpreter."""
     for here in platforms(op):
+        if not here.has_kernels:
+            continue
         arm = f"pallas_kernels {here.name}"
         if not here.takes(compiled_for()) and not tiny:
             continue
@@ -443,7 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no op is called {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
     if not options.ops and not options.all:
         parser.error(f"name an op ({', '.join(OPS)}), or --all")
-    tiny = not any(here.takes(compiled_for()) for here in PLATFORMS)
+    tiny = not any(here.takes(compiled_for()) for here in ACCELERATORS)
     ceiling = ceilings(tiny)
     where = facts(ceiling, tiny)
     print(

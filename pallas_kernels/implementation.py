@@ -23,17 +23,20 @@ Implementation = str
 
 
 class Platform(NamedTuple):
-    """An accelerator that ops may have a file for.
+    """What ops may have a file for.
 
     Attributes:
       name: Of the file, and what users ask for.
       lowering: The platform as JAX's lowering names it.
-      takes: Whether the kernels are for this device.
+      takes: Whether its files are for this device.
+      has_kernels: Whether they are kernels: to be tuned, and run by an interpreter elsewhere. Other files say in jax.numpy
+        what XLA makes the better program of on that platform.
     """
 
     name: str
     lowering: str
     takes: Callable[[Any], bool]
+    has_kernels: bool = True
 
 
 def _is_hopper(device: Any) -> bool:
@@ -47,7 +50,9 @@ def _is_hopper(device: Any) -> bool:
 PLATFORMS = (
     Platform("tpu", "tpu", lambda device: device.platform == "tpu"),
     Platform("gpu", "cuda", _is_hopper),
+    Platform("cpu", "cpu", lambda device: device.platform == "cpu", has_kernels=False),
 )
+ACCELERATORS = tuple(platform for platform in PLATFORMS if platform.has_kernels)
 
 
 _used: list[Implementation] = []

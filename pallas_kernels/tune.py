@@ -14,7 +14,7 @@ import jax
 
 from pallas_kernels import bench
 from pallas_kernels.block_sizes import Sizes, kind, trying, write
-from pallas_kernels.implementation import PLATFORMS, compiled_for, needs_measurement, platforms
+from pallas_kernels.implementation import ACCELERATORS, compiled_for, needs_measurement, platforms
 
 FLASH = {
     "tpu": [Sizes(rows=rows) for rows in (128, 256, 512, 1024)],
@@ -76,9 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.ops and not options.all:
         parser.error(f"name an op ({', '.join(bench.OPS)}), or --all")
     device = compiled_for()
-    here = [platform.name for platform in PLATFORMS if platform.takes(device)]
+    here = [platform.name for platform in ACCELERATORS if platform.takes(device)]
     if not here:
-        kinds = ", ".join(platform.name for platform in PLATFORMS)
+        kinds = ", ".join(platform.name for platform in ACCELERATORS)
         parser.error(f"this machine computes on {device.device_kind}; tuning needs a device of {kinds}")
     for op in bench.OPS if options.all else options.ops:
         if here[0] not in [platform.name for platform in platforms(op)]:

@@ -8,8 +8,9 @@ import numpy as np
 
 import wm_jax as wm
 from wm_jax.dynamics import ring_cache
+from wm_jax.eval.aging import not_finite
 from wm_jax.eval.evaluate import EvalConfig
-from wm_jax.eval.latency import measure, not_finite
+from wm_jax.eval.latency import measure
 from wm_jax.eval.progress import progress
 from wm_jax.nn.rope import PERIOD
 

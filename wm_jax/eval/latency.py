@@ -1,6 +1,7 @@
 """How fast is a world on this machine? Frames a second, step times, host time, memory, and what age does to a dream.
 
     python -m wm_jax.eval.latency worlds/coinrun --frames 100000
+    python -m wm_jax.eval.latency oasis-500m --random-weights      # the published world: see wm_jax/eval/oasis_latency.py
 
 A step here is what a server does for one player: held keys in as NumPy, one compiled call, pixels out as NumPy.
 """
@@ -9,9 +10,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,12 @@ import rich.progress
 import tyro
 
 from wm_jax.dynamics import ring_cache
+from wm_jax.eval import aging, oasis_latency
 from wm_jax.eval.progress import progress
+from wm_jax.ports.open_oasis import RELEASED
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import World, WorldState, load, load_prompts, rollout, start, step
 from wm_jax.world.step import check_controls, pick_prompt
-
-YOUNG = 100
-_BLOCK, _BLOCKS, _CHUNK = 4, 80, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,69 +72,32 @@ class Latency:
 
 def measure(world: World, params: Params, prompt: Prompt, frames: int, bar: rich.progress.Progress) -> Latency:
     """Times single steps of one session, then ages a second one to `frames` frames and times the two in turns."""
-    task = bar.add_task("latency", total=frames + 2 * _BLOCK * _BLOCKS)
     keys = np.random.default_rng(0).random((64, 1, len(world.config.controls.keys))) < 0.3
-    young, times = _run(world, params, start(world, params, prompt, jax.random.key(0)), keys, YOUNG)
-    young, times = _run(world, params, young, keys, _BLOCK * _BLOCKS)
+    player, largest = _player(world, params, keys), []
+    young, _ = aging.run(player, start(world, params, prompt, jax.random.key(0)), aging.YOUNG)
+    young, times = aging.run(player, young, aging.BLOCK * aging.BLOCKS)
     old = start(world, params, prompt, jax.random.key(1))
-    old = _age(world, params, old, keys, _CHUNK, bar, task)
-    before = _resident_mb()
-    old = _age(world, params, old, keys, max(frames - _CHUNK, 0), bar, task)
-    grown = _resident_mb() - before
-    broken, largest = not_finite(old), int(old.cache.next.max())  # now: the turns below donate this state
-    ratio = _in_turns(world, params, young, old, keys, lambda: bar.advance(task, 2 * _BLOCK))
+    aged = aging.compare(player, young, old, frames, bar, lambda old: largest.append(int(old.cache.next.max())))
     fresh = start(world, params, prompt, jax.random.key(2))
     return Latency(
         fps=1e3 / float(np.mean(times)),
         step_p50_ms=float(np.percentile(times, 50)),
         step_p99_ms=float(np.percentile(times, 99)),
         host_us=1e3 * _host_ms(world, params, fresh, keys),
-        old_frames=max(frames, _CHUNK),
-        old_over_young=ratio,
-        state_mb=sum(leaf.nbytes for leaf in jax.tree.leaves(dataclasses.replace(fresh, key=None))) / 1e6,
+        **dataclasses.asdict(aged),
+        state_mb=aging.state_mb(fresh),
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        grown_mb=grown,
-        old_not_finite=broken,
-        old_largest_id=largest,
+        old_largest_id=largest[0],
         id_bound=ring_cache.largest_id(world.config.dynamics.window_frames),
     )
 
 
-def not_finite(state: WorldState) -> int:
-    """How many numbers of a state are infinite or not a number."""
-    return sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in jax.tree.leaves(dataclasses.replace(state, key=None)))
-
-
-def _run(world: World, params: Params, state: WorldState, keys: np.ndarray, count: int):
-    """The state after `count` frames, and what each took in milliseconds."""
-    times = np.empty(count)
-    for i in range(count):
-        since = time.perf_counter()
-        state, frame = step(world, params, state, Controls(keys=keys[i % len(keys)]))
-        np.asarray(frame)
-        times[i] = 1e3 * (time.perf_counter() - since)
-    return state, times
-
-
-def _age(world: World, params: Params, state: WorldState, keys: np.ndarray, count: int, bar, task) -> WorldState:
-    for done in range(0, count, _CHUNK):
-        chunk = min(_CHUNK, count - done)
-        held = np.moveaxis(np.resize(keys, (_CHUNK, *keys.shape[1:])), 0, 1)[:, :chunk]
-        state, shown = rollout(world, params, state, Controls(keys=held))
-        shown.block_until_ready()
-        bar.advance(task, chunk)
-    return state
-
-
-def _in_turns(world: World, params: Params, young: Any, old: Any, keys: np.ndarray, tick: Callable[[], None]) -> float:
-    """Median time of a step of the old dream over the young one's; in turns, so that a busy machine hits both."""
-    states, times = [young, old], ([], [])
-    for block in range(_BLOCKS):
-        for who in (0, 1) if block % 2 else (1, 0):  # who goes first changes, so that neither profits from its place
-            states[who], spent = _run(world, params, states[who], keys, _BLOCK)
-            times[who].extend(spent)
-        tick()
-    return float(np.median(times[1]) / np.median(times[0]))
+def _player(world: World, params: Params, keys: np.ndarray) -> aging.Player:
+    held = np.moveaxis(np.resize(keys, (aging.CHUNK, *keys.shape[1:])), 0, 1)
+    return aging.Player(
+        lambda state, i: step(world, params, state, Controls(keys=keys[i % len(keys)])),
+        lambda state, count: rollout(world, params, state, Controls(keys=held[:, :count])),
+    )
 
 
 def _host_ms(world: World, params: Params, state: WorldState, keys: np.ndarray) -> float:
@@ -157,14 +118,10 @@ def _host_ms(world: World, params: Params, state: WorldState, keys: np.ndarray) 
     return float(np.median(times[100:]))
 
 
-def _resident_mb() -> float:
-    """What this process occupies now; 0 where the system does not tell."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e6 if statm.exists() else 0.0
-
-
 def main() -> int:
     """The command line; returns the exit status."""
+    if RELEASED.name in sys.argv[1:]:
+        return oasis_latency.main([word for word in sys.argv[1:] if word != RELEASED.name])
     config = tyro.cli(LatencyConfig, prog="python -m wm_jax.eval.latency")
     try:
         world, params = load(config.world)

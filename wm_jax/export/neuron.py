@@ -14,11 +14,14 @@ from typing import Any
 
 import jax
 from jax.interpreters import mlir
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 # Custom calls that the compiler knows: partitioning marks, and Neuron's own, by prefix.
 KNOWN_CALLS = frozenset({"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"})
 KNOWN_CALL_PREFIXES = ("AwsNeuron", "xla.sdy.", "ResizeNearest", "ResizeBilinear")
 FOREIGN_FLOAT8 = re.compile(r"f8E(4M3FNUZ|4M3B11FNUZ|5M2FNUZ|4M3FN)\b")
+HERE = AbstractMesh((1,), ("_",), (AxisType.Auto,), abstract_device=AbstractDevice("trainium", None, "neuron"))
+"""Where the program is to run: what is chosen by the platform is not chosen for this host."""
 INTEGER = re.compile(r"(?:x|<)(?:u|s)?i(\d+)>")
 
 
@@ -54,12 +57,13 @@ def export_for_neuron(
       ExportRefusal: a Pallas kernel, a host callback or another part that has no lowering there.
     """
     jitted = _jitted(function)
-    jitted.trace(*args)  # what is wrong with the program itself is not the platform's refusal
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in allowed_calls]
-    try:
-        return jax.export.export(jitted, platforms=["neuron"], disabled_checks=checks)(*args)
-    except (NotImplementedError, ValueError) as error:
-        raise ExportRefusal(f"cannot be lowered for neuron: {' '.join(str(error).split())[:400]}") from error
+    with use_abstract_mesh(HERE):
+        jitted.trace(*args)  # what is wrong with the program itself is not the platform's refusal
+        try:
+            return jax.export.export(jitted, platforms=["neuron"], disabled_checks=checks)(*args)
+        except (NotImplementedError, ValueError) as error:
+            raise ExportRefusal(f"cannot be lowered for neuron: {' '.join(str(error).split())[:400]}") from error
 
 
 def lint(exported: jax.export.Exported) -> list[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.sharding import AbstractDevice
 
-from pallas_kernels.implementation import PLATFORMS
+from pallas_kernels.implementation import ACCELERATORS
 from wm_jax.export.targets import TARGETS, Target
 
 PROGRAMS = (
@@ -55,7 +55,7 @@ def report(
 def _has_kernels(target: Target) -> bool:
     """Whether `pallas_kernels` has some of its own for such devices."""
     device = AbstractDevice(target.kinds[0], 1, target.backend) if target.kinds else None
-    return device is not None and any(platform.takes(device) for platform in PLATFORMS)
+    return device is not None and any(platform.takes(device) for platform in ACCELERATORS)
 
 
 def _row(source: Path, target: str, program: str, slots: int, timeout_s: float) -> Row:

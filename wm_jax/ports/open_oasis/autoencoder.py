@@ -43,14 +43,12 @@ def grid_angles(config: AutoencoderConfig) -> Float[np.ndarray, "s a"]:
 
 def _blocks(config: AutoencoderConfig, weights: Params, x: Any):
     angle = grid_angles(config)
-
-    def block(x, weights):
-        q, k, v = layers.project(weights, _norm(weights["norm"], x), config.heads)
+    for layer in layers.in_order(weights):
+        q, k, v = layers.project(layer, _norm(layer["norm"], x), config.heads)
         seen = layers.attend_in_frame(q, k, v, angle)
-        x = x + layers.linear(weights["merge"], seen.reshape(x.shape))
-        return x + layers.mlp(weights["mlp"], _norm(weights["mlp_norm"], x), _gelu), None
-
-    return jax.lax.scan(block, x, weights)[0]
+        x = x + layers.linear(layer["merge"], seen.reshape(x.shape))
+        x = x + layers.mlp(layer["mlp"], _norm(layer["mlp_norm"], x), _gelu)
+    return x
 
 
 def _norm(weights: Params, x: Any):

@@ -1,6 +1,7 @@
 """What Oasis-500M is, as numbers; smaller ones are the same with other numbers."""
 
 import dataclasses
+from typing import Literal, get_args
 
 from wm_jax.types import ControlSpace, KeyBinding
 
@@ -27,6 +28,10 @@ CONTROLS = ControlSpace(
     has_mouse=True,
 )
 """What a player has: a key for every column but the camera's, and the mouse."""
+EightBits = Literal["int8", "float8_e4m3fn"]
+EIGHT_BITS: tuple[EightBits, ...] = get_args(EightBits)
+Solver = Literal["ddim", "dpmpp2m"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 
 def _check_heads(width: int, heads: int, parts: int, what: str) -> None:
@@ -49,6 +54,8 @@ class TransformerConfig:
       frequencies: Cosines and sines of the timestep together.
       window_frames: How many past frames a frame may see: the published `max_frames` less the frame itself.
       dtype: In which it is played.
+      weights: In which the large weights of its layers are kept to be played, and their inputs rounded to: "int8" or
+        "float8_e4m3fn"; None: in `dtype`.
     """
 
     depth: int = 16
@@ -61,9 +68,12 @@ class TransformerConfig:
     frequencies: int = 256
     window_frames: int = 31
     dtype: str = "float32"
+    weights: EightBits | None = None
 
     def __post_init__(self):
         _check_heads(self.width, self.heads, 4, "transformer")
+        if self.weights not in (None, *EIGHT_BITS):
+            raise ValueError(f"weights is {self.weights!r}: it must be None or one of {', '.join(EIGHT_BITS)}")
         if self.window_frames < 1:
             raise ValueError(f"window_frames is {self.window_frames}: a frame sees one past frame at least")
 
@@ -121,7 +131,9 @@ class OasisConfig:
       latent_scale: The transformer's latents are the autoencoder's times this.
       context_timestep: The noise that the past is labelled with, of `timesteps`; the past itself is clean.
       timesteps: Of the diffusion that it was trained on.
-      steps: Denoising passes a frame, spread evenly over the timesteps (DDIM).
+      steps: Denoising passes a frame.
+      solver: What brings a frame from pass to pass: "ddim" as published, or "dpmpp2m" (DPM-Solver++ 2M), which remembers the
+        pass before and needs fewer of them.
       noise_limit: The noise that a frame starts from is clipped to this.
     """
 
@@ -133,6 +145,7 @@ class OasisConfig:
     context_timestep: int = 14
     timesteps: int = 1000
     steps: int = 10
+    solver: Solver = "ddim"
     noise_limit: float = 20.0
 
     def __post_init__(self):
@@ -146,6 +159,8 @@ class OasisConfig:
             )
         if self.transformer.actions != len(ACTIONS):
             raise ValueError(f"the transformer knows {self.transformer.actions} actions, Oasis has {len(ACTIONS)}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}: it must be one of {', '.join(SOLVERS)}")
         if not 1 <= self.steps <= self.timesteps:
             raise ValueError(f"steps is {self.steps}: it must be 1 to {self.timesteps}")
 

@@ -24,8 +24,8 @@ def next_latent(
 ) -> OasisState:
     """Commit the newest frame and denoise the next in one pass, then denoise on. Draws nothing."""
     weights = params["transformer"]
-    timestep, share, to = (jnp.asarray(part) for part in schedule.passes(config.timesteps, config.steps))
-    modulation = _modulation(config, weights, state.action, actions, timestep)
+    passes = schedule.plan(config.timesteps, config.steps, config.solver)
+    modulation = _modulation(config, weights, state.action, actions, passes.timestep)
     is_pending, newest = state.frame > 0, jnp.maximum(state.frame - 1, 0)
     latent = jnp.clip(noise, -config.noise_limit, config.noise_limit)
     v, (keys, values) = transformer.denoise(
@@ -42,13 +42,13 @@ def next_latent(
     following, here = newest + is_pending.astype(jnp.int32), newest[:, None] + 1
     alone = jnp.ones((len(newest), 1), bool)
 
-    def denoise_on(latent, i):
-        rows = modulation.of(i + 1)
+    def denoise_on(carry, i):
+        (latent, before), rows = carry, modulation.of(i + 1)
         v, _ = transformer.denoise(config, weights, latent[:, None], rows, past, following, here, alone)
-        return schedule.update(latent, v[:, 0], share[i], to[i]), None
+        return schedule.solve(config.solver, latent, v[:, 0], passes.of(i), before), None
 
-    latent = schedule.update(latent, v[:, 1], share[0], to[0])
-    latent, _ = jax.lax.scan(denoise_on, latent, jnp.arange(1, config.steps))
+    first = schedule.solve(config.solver, latent, v[:, 1], passes.of(0), None)
+    (latent, _), _ = jax.lax.scan(denoise_on, first, jnp.arange(1, config.steps))
     return dataclasses.replace(
         state,
         past=past,

@@ -8,7 +8,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import block_causal_attention
+from pallas_kernels import QuantizedWeight, block_causal_attention, quantized_matmul
 from wm_jax.types import Params
 
 FRAME_BITS = 31
@@ -16,15 +16,23 @@ TIME_BASE = 10_000.0
 
 
 def linear(weights: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-    """`x @ kernel (+ bias)`, in the dtype of `x`."""
-    kernel = weights["kernel"].astype(x.dtype)
+    """`x @ kernel (+ bias)`, in the dtype of `x`; in 8 bits where the kernel is kept so."""
+    kernel = weights["kernel"]
     # As one matrix: XLA on a CPU contracts three leading axes at half the speed of one.
-    y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    is_quantized = isinstance(kernel, QuantizedWeight)
+    y = quantized_matmul(rows, kernel) if is_quantized else rows @ kernel.astype(x.dtype)
+    y = y.reshape(*x.shape[:-1], y.shape[-1])
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
 def mlp(weights: Params, x: Float[Array, "*b d"], activation: Callable[[Any], Any]) -> Float[Array, "*b e"]:
     return linear(weights["out"], activation(linear(weights["hidden"], x)))
+
+
+def in_order(layers: Params) -> list[Params]:
+    """The layers of a room, the first one first. Each has arrays of its own: to read one out of a stack is to copy it."""
+    return [layers[str(i)] for i in range(len(layers))]
 
 
 def layer_norm(x: Float[Array, "*b d"], epsilon: float = 1e-6) -> Float[Array, "*b d"]:

@@ -13,15 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import block_causal_attention, cached_attention
+from pallas_kernels import QuantizedWeight, block_causal_attention, cached_attention, norm_modulate, quantize
 from wm_jax.nn.patch import depth_to_space, space_to_depth
 from wm_jax.ports.open_oasis import layers, ring
-from wm_jax.ports.open_oasis.config import OasisConfig
+from wm_jax.ports.open_oasis.config import OasisConfig, TransformerConfig
 from wm_jax.ports.open_oasis.ring import Ring
 from wm_jax.types import Params
 
 HIGHEST_RATE = 128.0
+EIGHT_BITS = ("qkv", "merge", "hidden", "out")
+"""The layers whose products may be of 8 bits. Embedding, modulation and head stay: they are few, and all hangs on them."""
 _gelu = functools.partial(jax.nn.gelu, approximate=True)
+_norm = functools.partial(norm_modulate, is_centred=True)
 
 
 @flax.struct.dataclass
@@ -44,6 +47,23 @@ class Modulation:
         return Modulation(space=pick(self.space, 2), time=pick(self.time, 2), head=pick(self.head, 1))
 
 
+def for_playing(config: TransformerConfig, params: Params) -> Params:
+    """The weights as playing reads them: in the dtype it computes in, those of `EIGHT_BITS` in 8 bits where the config says so.
+
+    Source: LLM.int8 (Dettmers, Lewis, Belkada, Zettlemoyer, 2022), section 2.1: a scale for each output channel.
+    """
+
+    def ready(path, leaf):
+        names = [entry.key for entry in path]
+        if isinstance(leaf, QuantizedWeight):
+            return leaf
+        if config.weights is not None and names[0] == "blocks" and names[-1] == "kernel" and names[-2] in EIGHT_BITS:
+            return quantize(leaf, config.weights)
+        return leaf.astype(jnp.dtype(config.dtype))
+
+    return jax.tree_util.tree_map_with_path(ready, params, is_leaf=lambda leaf: isinstance(leaf, QuantizedWeight))
+
+
 def modulate(
     config: OasisConfig, params: Params, timestep: Int[Array, "#b f"], actions: Float[Array, "b f a"]
 ) -> Modulation:
@@ -59,8 +79,7 @@ def modulate(
     given = jax.nn.silu(given)
 
     def rows(half):
-        stacked = params["blocks"][half]["modulation"]
-        return jax.lax.map(lambda weights: layers.linear(weights, given), stacked)
+        return jnp.stack([layers.linear(each[half]["modulation"], given) for each in layers.in_order(params["blocks"])])
 
     return Modulation(rows("space"), rows("time"), layers.linear(params["head_modulation"], given))
 
@@ -83,14 +102,14 @@ def denoise(
     net = config.transformer
     age, angle = ring.ages(past, following), layers.frame_angles(frame, net.head_size)[:, :, None]
 
-    def meet(entries, q, k, v):
-        (ring_k, ring_v), q, k = entries, layers.turn(q, angle), layers.turn(k, angle)
-        seen = cached_attention(
-            q, k, v, ring_k, ring_v, age, is_seen, window_frames=net.window_frames, is_per_site=True
-        )
+    def meet(layer, q, k, v):
+        q, k = layers.turn(q, angle), layers.turn(k, angle)
+        entries = past.keys[layer], past.values[layer]
+        seen = cached_attention(q, k, v, *entries, age, is_seen, window_frames=net.window_frames, is_per_site=True)
         return seen, (k, v)
 
-    return _see(config, params, noisy, modulation, meet, (past.keys, past.values))
+    v, kept = _see(config, params, noisy, modulation, meet)
+    return v, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
 
 
 def denoise_window(
@@ -113,11 +132,11 @@ def denoise_window(
         seen = block_causal_attention(q, k, v, segment, window_frames=net.window_frames, is_per_site=True)
         return seen, None
 
-    return _see(config, params, noisy, modulate(config, params, timestep, actions), meet, None)[0]
+    return _see(config, params, noisy, modulate(config, params, timestep, actions), meet)[0]
 
 
-def _see(config: OasisConfig, params: Params, noisy, modulation: Modulation, meet: Any, past: Any):
-    """Velocities, and what `meet` keeps of each time half, stacked."""
+def _see(config: OasisConfig, params: Params, noisy, modulation: Modulation, meet: Any):
+    """Velocities, and of each time half what `meet` keeps, a list. `meet` is told which layer asks."""
     net = config.transformer
     angle = layers.grid_angles(*config.cells, layers.pixel_rates(net.head_size // 4, HIGHEST_RATE))
     cells = space_to_depth(noisy.astype(jnp.dtype(net.dtype)), net.patch)
@@ -126,28 +145,25 @@ def _see(config: OasisConfig, params: Params, noisy, modulation: Modulation, mee
     def meet_in_space(q, k, v):
         return layers.attend_in_frame(q, k, v, angle), None
 
-    def layer(x, inputs):
-        weights, space, time, entries = inputs
-        x, _ = _half(net.heads, weights["space"], x, space, meet_in_space)
-        return _half(net.heads, weights["time"], x, time, functools.partial(meet, entries))
-
-    x, kept = jax.lax.scan(layer, x, (params["blocks"], modulation.space, modulation.time, past))
+    branch, kept = (), []
+    for i, weights in enumerate(layers.in_order(params["blocks"])):
+        x, branch, _ = _half(net.heads, weights["space"], x, branch, modulation.space[i], meet_in_space)
+        x, branch, entry = _half(net.heads, weights["time"], x, branch, modulation.time[i], functools.partial(meet, i))
+        kept.append(entry)
     shift, scale = jnp.split(modulation.head, 2, axis=-1)
-    cells = layers.linear(params["head"], _shift_scale(x, shift, scale)).astype(jnp.float32)
+    h, _ = _norm(x, shift, scale, *branch)
+    cells = layers.linear(params["head"], h).astype(jnp.float32)
     grid = cells.reshape(*cells.shape[:2], *config.cells, -1)
     return depth_to_space(grid, net.patch), kept
 
 
-def _half(heads: int, weights: Params, x, rows, meet: Any):
+def _half(heads: int, weights: Params, x, branch: tuple[Any, ...], rows, meet: Any):
+    """One half of a layer. Its last branch and gate are handed on, to be joined in one pass with the norm that follows."""
     shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = jnp.split(rows, 6, axis=-1)
-    seen, kept = meet(*layers.project(weights, _shift_scale(x, shift, scale), heads))
-    x = x + gate[:, :, None] * layers.linear(weights["merge"], seen.reshape(x.shape))
-    x = x + gate_mlp[:, :, None] * layers.mlp(weights["mlp"], _shift_scale(x, shift_mlp, scale_mlp), _gelu)
-    return x, kept
-
-
-def _shift_scale(x, shift, scale):
-    return layers.layer_norm(x) * (jnp.ones((), x.dtype) + scale[:, :, None]) + shift[:, :, None]
+    h, x = _norm(x, shift, scale, *branch)
+    seen, kept = meet(*layers.project(weights, h, heads))
+    h, x = _norm(x, shift_mlp, scale_mlp, layers.linear(weights["merge"], seen.reshape(x.shape)), gate)
+    return x, (layers.mlp(weights["mlp"], h, _gelu), gate_mlp), kept
 
 
 def _pick(frames: Any, rows: Any, axis: int):

@@ -1,6 +1,7 @@
 """The released tensors by name: what there must be, and how our arrays are made of them. Nothing is ever unpickled."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,24 +28,18 @@ class Source:
     """What one array of ours is made of.
 
     Attributes:
-      name: The released tensor, `{}` where the number of its layer stands.
+      name: The released tensor.
       shape: Of the released tensor.
       arrange: From the released order of axes to ours.
-      layers: How many are stacked on a leading axis; None: one alone.
     """
 
     name: str
     shape: tuple[int, ...]
     arrange: Callable[[np.ndarray], np.ndarray]
-    layers: int | None = None
-
-    def names(self) -> list[str]:
-        return [self.name] if self.layers is None else [self.name.format(i) for i in range(self.layers)]
 
     def ours(self) -> tuple[int, ...]:
         """The shape of our array."""
-        one = self.arrange(np.broadcast_to(np.float32(0), self.shape)).shape
-        return one if self.layers is None else (self.layers, *one)
+        return self.arrange(np.broadcast_to(np.float32(0), self.shape)).shape
 
 
 def sources(config: OasisConfig) -> dict[str, dict[str, Source]]:
@@ -75,7 +70,7 @@ def read(folder: Path, config: OasisConfig) -> Params:
     """
     opened = check(folder, config)
     return {
-        room: checkpoint.nest_tree({path: _stack(opened[room], source) for path, source in table.items()})
+        room: checkpoint.nest_tree({path: _ours(opened[room], source) for path, source in table.items()})
         for room, table in sources(config).items()
     }
 
@@ -91,8 +86,7 @@ def check(folder: Path, config: OasisConfig) -> dict[str, Any]:
     opened = {room: _open(folder / file) for room, file in FILES.items()}
     found = {room: _shapes(file) for room, file in opened.items()}
     expected = {
-        room: {name: source.shape for source in table.values() for name in source.names()}
-        for room, table in sources(config).items()
+        room: {source.name: source.shape for source in table.values()} for room, table in sources(config).items()
     }
     rotary = [name for name in rates if name in found["transformer"]]
     expected["transformer"] |= {name: rates[name].shape for name in rotary}
@@ -150,13 +144,13 @@ def _transformer(config: TransformerConfig) -> Iterator[tuple[str, Source]]:
     yield from _linear("timestep/hidden", "t_embedder.mlp.0", config.frequencies, width)
     yield from _linear("timestep/out", "t_embedder.mlp.2", width, width)
     yield from _linear("action", "external_cond", config.actions, width)
-    for half, letter in (("space", "s"), ("time", "t")):
-        ours, theirs = f"blocks/{half}", "blocks.{}." + letter
-        yield from _linear(f"{ours}/modulation", f"{theirs}_adaLN_modulation.1", width, 6 * width, config.depth)
-        yield from list(_linear(f"{ours}/qkv", f"{theirs}_attn.to_qkv", width, 3 * width, config.depth))[:1]
-        yield from _linear(f"{ours}/merge", f"{theirs}_attn.to_out", width, width, config.depth)
-        yield from _linear(f"{ours}/mlp/hidden", f"{theirs}_mlp.fc1", width, hidden, config.depth)
-        yield from _linear(f"{ours}/mlp/out", f"{theirs}_mlp.fc2", hidden, width, config.depth)
+    for i, (half, letter) in itertools.product(range(config.depth), (("space", "s"), ("time", "t"))):
+        ours, theirs = f"blocks/{i}/{half}", f"blocks.{i}.{letter}"
+        yield from _linear(f"{ours}/modulation", f"{theirs}_adaLN_modulation.1", width, 6 * width)
+        yield from list(_linear(f"{ours}/qkv", f"{theirs}_attn.to_qkv", width, 3 * width))[:1]
+        yield from _linear(f"{ours}/merge", f"{theirs}_attn.to_out", width, width)
+        yield from _linear(f"{ours}/mlp/hidden", f"{theirs}_mlp.fc1", width, hidden)
+        yield from _linear(f"{ours}/mlp/out", f"{theirs}_mlp.fc2", hidden, width)
     yield from _linear("head_modulation", "final_layer.adaLN_modulation.1", width, 2 * width)
     yield from _linear("head", "final_layer.linear", width, token)
 
@@ -165,14 +159,17 @@ def _autoencoder(config: AutoencoderConfig) -> Iterator[tuple[str, Source]]:
     width, patch, pixels = config.width, config.patch, 3 * config.patch**2
     yield "embed/kernel", Source("patch_embed.proj.weight", (width, 3, patch, patch), _cells)
     yield "embed/bias", Source("patch_embed.proj.bias", (width,), _as_it_is)
-    for room, depth in (("encoder", config.encoder_depth), ("decoder", config.decoder_depth)):
-        theirs = room + ".{}"
-        yield from _norm(f"{room}/norm", f"{theirs}.norm1", width, depth)
-        yield from _linear(f"{room}/qkv", f"{theirs}.attn.qkv", width, 3 * width, depth)
-        yield from _linear(f"{room}/merge", f"{theirs}.attn.proj", width, width, depth)
-        yield from _norm(f"{room}/mlp_norm", f"{theirs}.norm2", width, depth)
-        yield from _linear(f"{room}/mlp/hidden", f"{theirs}.mlp.fc1", width, config.hidden, depth)
-        yield from _linear(f"{room}/mlp/out", f"{theirs}.mlp.fc2", config.hidden, width, depth)
+    rooms = [("encoder", i) for i in range(config.encoder_depth)] + [
+        ("decoder", i) for i in range(config.decoder_depth)
+    ]
+    for room, i in rooms:
+        ours, theirs = f"{room}/{i}", f"{room}.{i}"
+        yield from _norm(f"{ours}/norm", f"{theirs}.norm1", width)
+        yield from _linear(f"{ours}/qkv", f"{theirs}.attn.qkv", width, 3 * width)
+        yield from _linear(f"{ours}/merge", f"{theirs}.attn.proj", width, width)
+        yield from _norm(f"{ours}/mlp_norm", f"{theirs}.norm2", width)
+        yield from _linear(f"{ours}/mlp/hidden", f"{theirs}.mlp.fc1", width, config.hidden)
+        yield from _linear(f"{ours}/mlp/out", f"{theirs}.mlp.fc2", config.hidden, width)
     yield from _norm("encoder_norm", "enc_norm", width)
     yield from _linear("to_latent", "quant_conv", width, 2 * config.channels)
     yield from _linear("from_latent", "post_quant_conv", config.channels, width)
@@ -181,14 +178,14 @@ def _autoencoder(config: AutoencoderConfig) -> Iterator[tuple[str, Source]]:
     yield "to_pixels/bias", Source("predictor.bias", (pixels,), _pixels)
 
 
-def _linear(ours: str, theirs: str, inputs: int, outputs: int, depth: int | None = None):
-    yield f"{ours}/kernel", Source(f"{theirs}.weight", (outputs, inputs), np.transpose, depth)
-    yield f"{ours}/bias", Source(f"{theirs}.bias", (outputs,), _as_it_is, depth)
+def _linear(ours: str, theirs: str, inputs: int, outputs: int):
+    yield f"{ours}/kernel", Source(f"{theirs}.weight", (outputs, inputs), np.transpose)
+    yield f"{ours}/bias", Source(f"{theirs}.bias", (outputs,), _as_it_is)
 
 
-def _norm(ours: str, theirs: str, width: int, depth: int | None = None):
-    yield f"{ours}/gain", Source(f"{theirs}.weight", (width,), _as_it_is, depth)
-    yield f"{ours}/bias", Source(f"{theirs}.bias", (width,), _as_it_is, depth)
+def _norm(ours: str, theirs: str, width: int):
+    yield f"{ours}/gain", Source(f"{theirs}.weight", (width,), _as_it_is)
+    yield f"{ours}/bias", Source(f"{theirs}.bias", (width,), _as_it_is)
 
 
 def _as_it_is(tensor: np.ndarray) -> np.ndarray:
@@ -229,12 +226,8 @@ def _by_file(tree: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, dic
     }
 
 
-def _stack(opened: Any, source: Source) -> np.ndarray:
-    # Layer by layer into one array: a list of them would hold the weights twice.
-    stacked = np.empty(source.ours(), np.float32)
-    for i, name in enumerate(source.names()):
-        stacked[... if source.layers is None else i] = source.arrange(opened.get_tensor(name))
-    return stacked
+def _ours(opened: Any, source: Source) -> np.ndarray:
+    return np.ascontiguousarray(source.arrange(opened.get_tensor(source.name)), np.float32)
 
 
 def _rotary_rates(config: OasisConfig) -> dict[str, np.ndarray]:

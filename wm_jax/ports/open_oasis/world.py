@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from wm_jax import checkpoint
-from wm_jax.ports.open_oasis import frame, state, weights
+from wm_jax.ports.open_oasis import frame, state, transformer, weights
 from wm_jax.ports.open_oasis.config import RELEASED, OasisConfig
 from wm_jax.ports.open_oasis.controls import to_actions
 from wm_jax.ports.open_oasis.state import OasisState
@@ -35,11 +35,11 @@ class OasisWorld:
         return weights.shapes(self.config)
 
     def for_playing(self, params: Params) -> Params:
-        """The weights as playing reads them, each room's in the dtype it computes in."""
-        rooms = {"transformer": self.config.transformer.dtype, "autoencoder": self.config.autoencoder.dtype}
+        """The weights as playing reads them, each room's in the dtype it computes in, the transformer's perhaps in 8 bits."""
+        dtype = jnp.dtype(self.config.autoencoder.dtype)
         return {
-            room: jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(jnp.dtype(dtype)), params[room])
-            for room, dtype in rooms.items()
+            "transformer": transformer.for_playing(self.config.transformer, params["transformer"]),
+            "autoencoder": jax.tree.map(lambda leaf: leaf.astype(dtype), params["autoencoder"]),
         }
 
     def empty(self, batch: int, key: Key[Array, " b"]) -> OasisState:
