@@ -18,6 +18,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # after the environment above, which it reads
 
+from wm_jax.ports import open_oasis
+from wm_jax.ports.open_oasis import AutoencoderConfig, OasisConfig, OasisWorld, TransformerConfig
+from wm_jax.types import Params
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
@@ -43,6 +47,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         where = item.path.relative_to(ROOT / "tests")
         if where.parts[0] in CORE or where.name in CORE_FILES:
             item.add_marker(pytest.mark.core)
+
+
+@pytest.fixture(scope="session")
+def oasis_folder() -> Path:
+    """A small random model in the format of Oasis-500M's released files."""
+    return ROOT / "tests" / "ports" / "open_oasis"
+
+
+@pytest.fixture(scope="session")
+def small_oasis(oasis_folder: Path) -> tuple[OasisWorld, Params]:
+    """That model; what no tensor tells is said here, the rest is read from the files."""
+    told = OasisConfig(
+        name="small",
+        transformer=TransformerConfig(window_frames=3),
+        autoencoder=AutoencoderConfig(image=(24, 32), patch=4, width=64, heads=4),
+        steps=4,
+    )
+    return open_oasis.load(oasis_folder, open_oasis.geometry(oasis_folder, told))
 
 
 @pytest.fixture(scope="session")

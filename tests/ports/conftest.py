@@ -8,31 +8,23 @@ import pytest
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from wm_jax.ports import open_oasis
-from wm_jax.ports.open_oasis import AutoencoderConfig, OasisConfig, OasisWorld, TransformerConfig
+from wm_jax.ports.open_oasis import OasisConfig, OasisWorld
 from wm_jax.types import Params
 
 
 @pytest.fixture(scope="session")
-def folder() -> Path:
-    return Path(__file__).parent / "open_oasis"
+def folder(oasis_folder: Path) -> Path:
+    return oasis_folder
 
 
 @pytest.fixture(scope="session")
-def config(folder: Path) -> OasisConfig:
-    """What no tensor tells is said here, the rest is read from the files."""
-    told = OasisConfig(
-        name="small",
-        transformer=TransformerConfig(window_frames=3),
-        autoencoder=AutoencoderConfig(image=(24, 32), patch=4, width=64, heads=4),
-        steps=4,
-    )
-    return open_oasis.geometry(folder, told)
+def small(small_oasis: tuple[OasisWorld, Params]) -> tuple[OasisWorld, Params]:
+    return small_oasis
 
 
 @pytest.fixture(scope="session")
-def small(folder: Path, config: OasisConfig) -> tuple[OasisWorld, Params]:
-    return open_oasis.load(folder, config)
+def config(small: tuple[OasisWorld, Params]) -> OasisConfig:
+    return small[0].config
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,11 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 import wm_jax as wm
+from wm_jax.ports.open_oasis import OasisWorld
 from wm_jax.serving.app import Service, bind, make_app, make_server
 from wm_jax.serving.config import ServeConfig
-from wm_jax.types import ControlSpace, KeyBinding
+from wm_jax.types import ControlSpace, KeyBinding, Params
+from wm_jax.world import Playable
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -40,7 +42,7 @@ class Server:
     """A running server, and a client that knows only the text of wm.v1: nothing of ours but JSON, struct, websockets."""
 
     url: str
-    world: wm.World
+    world: Playable[Any]
     params: Any
     prompts: wm.Prompt
     service: Service
@@ -115,7 +117,7 @@ def tiny_prompts(keys: int = 4) -> wm.Prompt:
 
 
 @contextlib.contextmanager
-def serving(world: wm.World, params: Any, prompts: wm.Prompt) -> Iterator[Server]:
+def serving(world: Playable[Any], params: Any, prompts: wm.Prompt) -> Iterator[Server]:
     """A server of this world, ready to play."""
     config = ServeConfig(port=0, slots=2, drain_s=0.2, max_step_frames=64)
     app = make_app(config, world, params, prompts)
@@ -160,6 +162,13 @@ def mouse_server() -> Iterator[Server]:
         yield served
 
 
+@pytest.fixture(scope="session")
+def oasis_server(small_oasis: tuple[OasisWorld, Params]) -> Iterator[Server]:
+    """A published world, small: it begins with noise, or with the image that a player gives."""
+    with serving(*small_oasis, wm.Prompt()) as served:
+        yield served
+
+
 def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -178,7 +187,7 @@ def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> 
 def free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test seated is gone after it, also when it failed."""
     yield
-    for name in {"server", "mouse_server"}.intersection(request.fixturenames):
+    for name in {"server", "mouse_server", "oasis_server"}.intersection(request.fixturenames):
         server: Server = request.getfixturevalue(name)
         while server.tickets:
             server.delete(server.tickets.pop())

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import av
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
@@ -99,3 +101,41 @@ def _ticket(url: str, process: subprocess.Popen) -> dict:
         except httpx.TransportError:
             time.sleep(0.1)
     raise AssertionError(f"the server did not come up (exit code {process.poll()})")
+
+
+def test_a_published_world_wants_its_weights_and_a_folder_wants_none_of_that(monkeypatch, capsys, world_folder):
+    monkeypatch.setattr("wm_jax.serving.engine.use_compile_cache", lambda folder: None)
+    assert run_main(monkeypatch, "oasis-500m") == 2
+    assert "oasis-500m needs its weights: --weights DIR" in capsys.readouterr().out
+    assert run_main(monkeypatch, "oasis-500m", "--weights", world_folder) == 2
+    assert "oasis500m.safetensors: there is no such file" in capsys.readouterr().out
+    assert run_main(monkeypatch, world_folder, "--steps", 4) == 2
+    assert "are for oasis-500m" in capsys.readouterr().out
+    assert run_main(monkeypatch, world_folder, "--prompt", "a.png") == 2
+    assert "world 'tiny' does not go on from a single image" in capsys.readouterr().out
+
+
+@pytest.mark.oasis
+def test_a_published_world_dreams_a_video_from_an_image(monkeypatch, capsys, small_oasis, oasis_folder, tmp_path):
+    monkeypatch.setattr("wm_jax.serving.engine.use_compile_cache", lambda folder: None)
+    monkeypatch.setattr("wm_jax.ports.open_oasis.RELEASED", small_oasis[0].config)
+    Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(tmp_path / "first.png")
+    np.savez(tmp_path / "a.npz", keys=np.zeros((5, 23), bool), mouse=np.full((5, 2), 0.1))
+    asked = ("--weights", oasis_folder, "--prompt", tmp_path / "first.png", "--steps", 2, "--solver", "dpmpp2m")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "serve.py",
+            "oasis-500m",
+            *map(str, asked),
+            "--rollout",
+            str(tmp_path / "a.npz"),
+            "--out",
+            str(tmp_path / "d.mp4"),
+        ],
+    )
+    serve.main()
+    assert "5 frames at 20 fps" in capsys.readouterr().out
+    with av.open(str(tmp_path / "d.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 5
