@@ -1,8 +1,8 @@
 """Every command and every snippet that the README and the docs show in a block, run at a small size in a folder of their own.
 
-Three things are too long for a test. The set-up that `make play` and `make test` begin with (a `.venv`, packages from an
+Four things are too long for a test. The set-up that `make play` and `make test` begin with (a `.venv`, packages from an
 index): CI does it, and this process runs in its result. The tests that `make test` ends with: they are this very run. And
-the download behind the `pip` line: pip reads the lock file and says whether all of it is installed.
+the download behind the `pip` lines: pip reads the lock file and says whether all of it is installed. And published weights.
 What stands inside a sentence is not run; it must exist.
 """
 
@@ -53,6 +53,10 @@ SMALL = {
     "python examples/stream.py --url http://127.0.0.1:8001 --out stream.mp4":
         "SERVE python serve.py worlds/coinrun --port 8001 && {} --frames 3",
     "python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4": "{}",
+    "pip install -e '.[serve,hub]'": "python -c 'import huggingface_hub'",
+    # 3 GB from a network; what they do with it is tested on a small model of that format, in tests/ports and tests/serving.
+    "python -m wm_jax.ports.open_oasis download --folder weights/oasis": "python -m wm_jax.ports.open_oasis --help",
+    "python serve.py oasis-500m --weights weights/oasis": "python serve.py oasis-500m --help",
     "python -m wm_jax.eval worlds/coinrun": "{} " + FEW_CLIPS,
     "make test": "make --dry-run test",
     "python -m wm_jax.data.inspect episodes/my_game --out report/my_game": "{}",

@@ -8,13 +8,27 @@ state, frames = wm.rollout(world, params, state, many_controls)         # t fram
 """
 
 from wm_jax.types import Clip, Controls, ControlSpace, KeyBinding, Prompt
-from wm_jax.world import World, WorldState, empty, load, load_prompts, put, rollout, start, step, take, tiny_world
+from wm_jax.world import (
+    Playable,
+    World,
+    WorldState,
+    empty,
+    load,
+    load_prompts,
+    put,
+    rollout,
+    start,
+    step,
+    take,
+    tiny_world,
+)
 
 __all__ = [
     "Clip",
     "ControlSpace",
     "Controls",
     "KeyBinding",
+    "Playable",
     "Prompt",
     "World",
     "WorldState",

@@ -27,7 +27,7 @@ from wm_jax.types import Prompt
 from wm_jax.world import load, load_prompts
 from wm_jax.world.world import world_folder as files_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 WORLD_FILES = ("config.json", "weights*.safetensors", "prompts.npz")
 NEEDS_GIVEN_NOISE = ("neuron",)
