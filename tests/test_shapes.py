@@ -51,13 +51,15 @@ config = oasis.OasisConfig(
     autoencoder=oasis.AutoencoderConfig((8, 16), 4, 32, 2, 32, encoder_depth=1, decoder_depth=1), steps=2)
 world = oasis.OasisWorld(config)
 params, actions = world.init(jax.random.key(0)), np.zeros((2, 3, 25), np.float32)
-prompt = wm.Prompt(frames=np.zeros((2, 3, 8, 16, 3), np.uint8))
-state = oasis.start(world, params, prompt, jax.random.key(0), actions)
-state, frame = oasis.step(world, params, state, actions[:, 0], np.array([True, False]))
-state, frames = oasis.rollout(world, params, state, actions)
+done = oasis.from_actions(actions)
+prompt = wm.Prompt(frames=np.zeros((2, 3, 8, 16, 3), np.uint8), controls=done)
+state = wm.start(world, params, prompt, jax.random.key(0))
+first = jax.tree.map(lambda leaf: leaf[:, 0], done)
+state, frame = wm.step(world, params, state, first, jax.numpy.array([True, False]))
+state, frames = wm.rollout(world, params, state, done)
 assert frame.shape == (2, 8, 16, 3) and frames.shape == (2, 3, 8, 16, 3)
 noise = jax.numpy.zeros((2, 2, 2, 4, 16))
-assert oasis.recompute(world, params, noise[:, :1], actions, noise).shape == noise.shape
+assert oasis.recompute(config, params, noise[:, :1], actions, noise).shape == noise.shape
 
 from wm_jax.ports.open_oasis import ring
 try:

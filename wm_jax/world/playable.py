@@ -1,6 +1,6 @@
 """What is asked of a world by start, step, rollout, put and take: of ours (`World`), and of those in `wm_jax.ports`."""
 
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from wm_jax.types import Controls, ControlSpace, Params
 
 
+@runtime_checkable
 class PlayableConfig(Protocol):
     """What is known of a world without looking inside.
 
@@ -37,6 +38,7 @@ class PlayableConfig(Protocol):
     def longest_prompt(self) -> int: ...
 
 
+@runtime_checkable
 class PlayableState(Protocol):
     """All that a batch of sessions remembers: a pytree of arrays, of which two are known to everybody.
 
@@ -60,6 +62,7 @@ class PlayableState(Protocol):
 State = TypeVar("State", bound=PlayableState)
 
 
+@runtime_checkable
 class Playable(Protocol[State]):
     """The static half of a world: hashable, the same for all sessions. Its last two methods are traced.
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 from wm_jax.world.playable import Playable, PlayableState, State
 
@@ -40,7 +40,7 @@ def check_key(key: Any) -> int | None:
     return key.shape[0] if key.ndim else None
 
 
-def rekeyed(state: State, data: Int[Array, "b w"]) -> State:
+def rekeyed(state: State, data: UInt32[Array, "b w"]) -> State:
     """The state with the keys that these numbers are, of the kind that it has."""
     return dataclasses.replace(state, key=jax.random.wrap_key_data(data, impl=jax.random.key_impl(state.key)))
 

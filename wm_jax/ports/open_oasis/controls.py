@@ -1,5 +1,7 @@
 """Keys and mouse of a player as the 25 columns of an action, and back."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,7 +27,7 @@ def to_actions(controls: Controls) -> Float[Array, "*b 25"]:
     return jnp.stack(columns, axis=-1)
 
 
-def from_actions(actions: Float[Array, "*b 25"]) -> Controls:
+def from_actions(actions: Float[Any, "*b 25"]) -> Controls:
     """The controls of recorded actions: what is more than half pressed is held.
 
     Raises:
