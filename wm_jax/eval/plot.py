@@ -1,6 +1,8 @@
 """The curves of an evaluation as one picture."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,34 @@ def write(path: Path, title: str, curves: Curves, control: Control | None, drift
     _control(axes[3], control)
     _drift(axes[4], drift, ("mean", "variance"), "colour of a long dream / of the recording")
     _drift(axes[5], drift, ("motion",), "motion of a long dream / of the recording")
+    _save(figure, axes, path)
+
+
+def write_errors(path: Path, title: str, errors: Iterable[Any]) -> None:
+    """Writes the error of few denoising passes as a picture: a curve a solver and frame (`oasis_error.Error`)."""
+    from matplotlib.figure import Figure
+
+    figure, curves = Figure(figsize=(7, 4.6), dpi=120, layout="constrained"), {}
+    axis = figure.subplots()
+    for one in errors:
+        curves.setdefault((one.solver, one.frame), []).append((one.steps, one.relative))
+    colours = {
+        solver: ("#d1495b", "#00798c", "#30638e")[i] for i, solver in enumerate(dict.fromkeys(s for s, _ in curves))
+    }
+    styles = {frame: ("-", "--", ":")[i % 3] for i, frame in enumerate(dict.fromkeys(frame for _, frame in curves))}
+    for (solver, frame), points in curves.items():
+        label = f"{solver}, frame {frame}"
+        axis.plot(
+            *zip(*points, strict=True), styles[frame], marker="o", markersize=4, color=colours[solver], label=label
+        )
+    axis.set_yscale("log")
+    axis.set_xlabel("passes a frame", fontsize=9)
+    _title(axis, f"relative error: {title}")
+    axis.legend(frameon=False, fontsize=8.5)
+    _save(figure, [axis], path)
+
+
+def _save(figure: Any, axes: Iterable[Any], path: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
