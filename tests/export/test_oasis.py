@@ -6,41 +6,31 @@ import os
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from wm_jax.eval.oasis_world import SMALL
 from wm_jax.export.neuron import export_for_neuron, lint
-from wm_jax.ports.open_oasis import OasisWorld, empty
-from wm_jax.ports.open_oasis.step import next_latent
+from wm_jax.export.programs import playing
+from wm_jax.ports.open_oasis import OasisWorld
+from wm_jax.types import Prompt
 
 pytestmark = pytest.mark.oasis
 MIB = 2**20
 
-# In a process of its own: a compiler may abort it, and the shapes of keys are not those of a device that is not here.
+# In a process of its own: a compiler may abort it.
 COMPILE = """
-import dataclasses, json
-import jax, jax.numpy as jnp
+import json
+import jax
 from wm_jax.export.compile import compile_for
-from wm_jax.export.programs import Program
+from wm_jax.export.programs import playing, weight_shapes
 from wm_jax.export.targets import TARGETS
-from wm_jax.ports.open_oasis import RELEASED, OasisWorld, empty
-from wm_jax.ports.open_oasis.step import advance
+from wm_jax.ports.open_oasis import RELEASED, OasisWorld
+from wm_jax.ports.published import Numbers, configured
+from wm_jax.types import Prompt
 
-rooms = {name: dataclasses.replace(getattr(RELEASED, name), dtype="bfloat16") for name in ("transformer", "autoencoder")}
-world = OasisWorld(dataclasses.replace(RELEASED, **rooms))
-
-def step(params, state, words, actions, active):
-    key = jax.random.wrap_key_data(words)
-    new, frames = advance(world, params, dataclasses.replace(state, key=key), actions, active)
-    return dataclasses.replace(new, key=None), jax.random.key_data(new.key), frames
-
-params = jax.eval_shape(world.for_playing, world.shapes())
-state = dataclasses.replace(jax.eval_shape(lambda: empty(world)), key=None)
-given = [jax.ShapeDtypeStruct(*one) for one in (((1, 2), jnp.uint32), ((1, 25), jnp.float32), ((1,), bool))]
-found = compile_for(TARGETS["{target}"], Program("step", jax.jit(step, donate_argnums=(1, 2)), (params, state, *given)))
-weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+world = OasisWorld(configured(RELEASED, Numbers(dtype="bfloat16")))
+found = compile_for(TARGETS["{target}"], playing(world, 1, Prompt(), is_noise_given=True).step)
+weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weight_shapes(world)))
 print(json.dumps([found.memory, found.temporary, weights, found.donated, found.custom_calls]))
 """
 
@@ -62,22 +52,18 @@ def test_a_step_of_the_released_world_compiles_with_our_kernels_and_fits(target,
     assert donated > 270 * MIB  # the ring, in place
 
 
-def core(dtype, weights):
+def step(dtype, weights):
     """One frame with given noise, exported for Trainium."""
     net = dataclasses.replace(SMALL.transformer, dtype=dtype, weights=weights)
-    world = OasisWorld(dataclasses.replace(SMALL, transformer=net, solver="dpmpp2m"))
-    state = dataclasses.replace(jax.eval_shape(lambda: empty(world, 2)), key=None)
-    given = [((2, 25), jnp.float32), ((2,), bool), ((2, *world.config.latent_shape), jnp.float32)]
-    params = jax.eval_shape(world.for_playing, world.shapes())
-    shapes = [jax.ShapeDtypeStruct(*one) for one in given]
-    return export_for_neuron(lambda *arguments: next_latent(world, *arguments), params, state, *shapes)
+    program = playing(OasisWorld(dataclasses.replace(SMALL, transformer=net, solver="dpmpp2m")), 2, Prompt(), True).step
+    return export_for_neuron(program.function, *program.shapes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nothing_is_known_that_trainium_would_refuse(dtype):
-    assert [finding for finding in lint(core(dtype, None)) if finding.is_fatal] == []
+    assert [finding for finding in lint(step(dtype, None)) if finding.is_fatal] == []
 
 
 @pytest.mark.parametrize(("weights", "rule"), [("int8", "integer_dot"), ("float8_e4m3fn", "dtype")])
 def test_weights_of_8_bits_are_not_for_trainium(weights, rule):
-    assert {finding.rule for finding in lint(core("bfloat16", weights)) if finding.is_fatal} == {rule}
+    assert {finding.rule for finding in lint(step("bfloat16", weights)) if finding.is_fatal} == {rule}

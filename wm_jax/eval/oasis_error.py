@@ -23,9 +23,10 @@ from wm_jax.eval import plot
 from wm_jax.eval.image import psnr
 from wm_jax.eval.oasis_world import OasisChoice
 from wm_jax.eval.table import grid
-from wm_jax.ports.open_oasis import OasisWorld, schedule, start, step
+from wm_jax.ports.open_oasis import OasisWorld, from_actions, schedule
 from wm_jax.ports.open_oasis.config import SOLVERS, Solver
 from wm_jax.types import Params, Prompt
+from wm_jax.world import start, step
 
 MANY = 50
 
@@ -85,7 +86,7 @@ def _dream(world: OasisWorld, params: Params, solver: Solver, steps: int, config
     actions = rng.integers(0, 2, (max(config.frames), rows, world.config.transformer.actions)).astype(np.float32)
     state, seen = start(world, params, Prompt(image), jax.random.key(1)), {}
     for i, held in enumerate(actions, start=1):
-        state, shown = step(world, params, state, held)
+        state, shown = step(world, params, state, from_actions(held))
         if i in config.frames:
             seen[i] = np.asarray(state.latent), np.asarray(shown)
     return seen
