@@ -22,7 +22,7 @@ _KEYS = {
     "jump": "Space", "sneak": "ShiftLeft", "sprint": "KeyC", "swapHands": "KeyF",
     "attack": "Mouse0", "use": "Mouse2", "pickItem": "Mouse1", "drop": "KeyQ",
 }  # fmt: skip
-_LABELS = {"ESC": "menu", "swapHands": "swap hands", "pickItem": "pick item"}
+_LABELS = {"ESC": "menu", "swapHands": "swap", "pickItem": "pick item"}
 CONTROLS = ControlSpace(
     tuple(KeyBinding(_KEYS[name], _LABELS.get(name, name.replace(".", " "))) for name in ACTIONS if name not in CAMERA),
     has_mouse=True,
