@@ -106,7 +106,7 @@ def open_world(args: ServeArgs) -> tuple[Playable[Any], Params, Prompt]:
     from wm_jax.world import load, load_prompts
 
     name = args.world.as_posix()
-    if name in published.NAMES and not args.world.exists():
+    if name in published.NAMES and (args.published != Published() or not args.world.exists()):
         world, params = published.load(name, args.published)
         prompts = Prompt()
     elif args.published != Published():

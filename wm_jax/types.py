@@ -12,7 +12,7 @@ import flax.struct
 from jaxtyping import Bool, Float, UInt8
 
 Params = dict[str, Any]
-"""Weights: a pytree of plain arrays, layers stacked on a leading axis."""
+"""Weights: a pytree of plain arrays; in our worlds layers are stacked on a leading axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Prompt:
 
     Attributes:
       frames: The first p frames of the session, or None.
-      controls: What led to each of them, or None (unknown: the learned null).
+      controls: What led to each of them, or None: unknown, which is what the world makes of it (ours learned a null).
     """
 
     frames: UInt8[Any, "b p h w 3"] | None = None

@@ -51,7 +51,7 @@ def test_without_the_hubs_library_the_user_is_told_how_to_go_on(monkeypatch, cap
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert run(monkeypatch, "download", "--folder", tmp_path) == 1
     said = capsys.readouterr().err
-    assert "pip install 'wm_jax[hub]'" in said and download.REPOSITORY in said
+    assert "pip install -e '.[hub]'" in said and download.REPOSITORY in said
 
 
 def test_a_folder_is_looked_at_without_fetching(monkeypatch, capsys, folder: Path, tmp_path: Path):

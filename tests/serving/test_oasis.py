@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import wm_jax as wm
+from wm_jax.serving import engine
 
 pytestmark = pytest.mark.oasis
 FRAMES = 5
@@ -87,7 +88,50 @@ def test_the_page_plays_it_and_takes_a_dropped_picture(open_page, oasis_server):
     page.keyboard.down("KeyW")
     assert page.evaluate("__wm.held") == ["KeyW"]
     page.keyboard.up("KeyW")
-    before = page.evaluate("__wm.session")
+    before, shown = page.evaluate("[__wm.session, __wm.frames]")
     page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": as_png(picture(2))})
-    page.wait_for_function(f"__wm.session && __wm.session !== {before!r} && __wm.frames > 10")
-    assert page.evaluate("__wm.problems") == []
+    page.wait_for_function(f"__wm.session && __wm.session !== {before!r} && __wm.frames > {shown + 5}")
+    session = oasis_server.service.lobby.find(page.evaluate("__wm.session")).session
+    assert np.array_equal(session.opening.image, picture(2)) and page.evaluate("__wm.problems") == []
+
+
+def test_a_new_seed_keeps_the_image_and_another_size_is_refused(oasis_server):
+    image = base64.b64encode(as_png(picture(1))).decode()
+    ticket = oasis_server.create(mode="stepped", media={"codec": "raw"}, init={"seed": 3, "image": image})
+    with oasis_server.connect(ticket) as socket:
+        talk = oasis_server.talk(socket)
+        talk.send("control", op="reset", seed=4)
+        talk.send("step", step_id=1, n=FRAMES, actions=[{"held": []}])
+        payloads = [payload for _, payload in talk.wait_for_frames(FRAMES)]
+    frames = np.stack([np.frombuffer(payload, np.uint8).reshape(24, 32, 3) for payload in payloads])
+    prompt = wm.Prompt(picture(1)[None, None])
+    assert close(frames, rolled(oasis_server, prompt, controls_of(oasis_server, (), (0, 0)), seed=4))
+    small = base64.b64encode(as_png(picture(1)[:12])).decode()
+    answer = oasis_server.http.post(f"{oasis_server.url}/v1/sessions", json={"init": {"image": small}})
+    assert answer.status_code == 422 or answer.json()["code"] == "wrong_image", answer.text
+
+
+def test_a_real_game_is_not_promised_where_there_is_none(oasis_server):
+    answer = oasis_server.http.post(f"{oasis_server.url}/v1/sessions", json={"source": "real"})
+    assert "has no real game" in answer.text
+
+
+@pytest.mark.parametrize("platforms", [(), ("cpu",)], ids=["drawn", "given"])
+@pytest.mark.parametrize("image", [None, picture(1)], ids=["noise", "image"])
+def test_a_slot_dreams_the_same_whoever_sat_there_before(
+    small_oasis: tuple[wm.Playable[Any], Any], monkeypatch, platforms, image
+):
+    monkeypatch.setattr(engine, "NEEDS_GIVEN_NOISE", platforms)
+    world, params = small_oasis
+    served = engine.Engine(world, params, engine.Scenes(wm.Prompt()), 2)
+    served.compile(lambda name, share: None)
+    held = wm.Controls(np.ones((2, 23), bool), np.full((2, 2), 0.1, np.float32))
+
+    def play(slot: int) -> np.ndarray:
+        served.seat(slot, engine.Opening(7, image=image))
+        active = np.arange(2) == slot
+        return np.stack([np.asarray(served.step(held, active))[slot] for _ in range(FRAMES)])
+
+    first = play(0)
+    served.seat(1, engine.Opening(8, image=picture(5)))
+    assert np.array_equal(play(0), first) and close(play(1), first)

@@ -85,7 +85,7 @@ class Speed:
       stream_hour: Dollars for an hour of one.
       weights_mb: All weights as they are played.
       state_mb: One session.
-      peak_mb: The largest memory so far: the device's where it tells, else the process's.
+      peak_mb: The largest memory up to then, loading and earlier rows included: the device's where it tells, else the process's.
     """
 
     steps: int
@@ -288,7 +288,7 @@ def table(config: OasisLatencyConfig, speeds: list[Speed]) -> list[str]:
     dollars = f"$ a stream-hour at $ {config.price_per_hour:g} a device-hour"
     return [
         *grid(("steps", "batch", "frames/s", "step p50, ms", "p99, ms", "streams at the world's rate", dollars,
-               "a session, MB", "peak, MB"), served),
+               "a session, MB", "peak so far, MB"), served),
         "Seconds of the clock / of all CPU cores together:", "",
         *grid(("steps", "batch", "compile", "first frame", "steady frame", "its products", "with attention's",
                "decode", "CPU over products", "with attention's"), parts),
@@ -327,3 +327,7 @@ def main(words: list[str]) -> int:
     if asked.json is not None:
         asked.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=2) + "\n")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -35,5 +35,4 @@ class OasisChoice(Numbers):
         Raises:
           ValueError: it is not said whether from a folder or random, or both are; the files are not what they must be.
         """
-        world, params = opened(self.config(), self)
-        return world, world.for_playing(params)
+        return opened(self.config(), self)

@@ -45,7 +45,7 @@ class Published(Numbers):
 
 
 def load(name: str, asked: Published) -> tuple[Playable[Any], Params]:
-    """The world and its weights.
+    """The world, and its weights as playing reads them.
 
     Raises:
       ValueError: no such world, neither weights nor random ones were asked for (or both), or a setting it cannot have.
@@ -60,7 +60,7 @@ def load(name: str, asked: Published) -> tuple[Playable[Any], Params]:
 
 
 def opened(config: open_oasis.OasisConfig, asked: Numbers) -> tuple[open_oasis.OasisWorld, Params]:
-    """The world of this config, and its weights.
+    """The world of this config, and its weights as playing reads them: those they were made of are let go.
 
     Raises:
       ValueError, CheckpointError: as `load`.
@@ -70,10 +70,9 @@ def opened(config: open_oasis.OasisConfig, asked: Numbers) -> tuple[open_oasis.O
             f"{config.name} needs its weights: --weights DIR (python -m wm_jax.ports.open_oasis download fetches them), "
             "or --random-weights to see how fast it is; not both"
         )
-    if asked.weights is not None:
-        return open_oasis.load(asked.weights, config)
     world = open_oasis.OasisWorld(config)
-    return world, world.init(jax.random.key(0))
+    params = world.init(jax.random.key(0)) if asked.weights is None else open_oasis.load(asked.weights, config)[1]
+    return world, world.for_playing(params)
 
 
 def configured(config: open_oasis.OasisConfig, asked: Numbers) -> open_oasis.OasisConfig:

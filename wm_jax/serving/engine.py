@@ -40,12 +40,10 @@ class Scenes:
         if self.prompts.frames is None:
             return Prompt() if opening.image is None else Prompt(opening.image[None, None])
         chosen = pick_prompt(self.prompts, opening.seed) if opening.prompt is None else self._row(opening.prompt)
-        frames = np.asarray(chosen.frames)
-        keys = None if chosen.controls is None else np.asarray(chosen.controls.keys)
-        if opening.image is not None:
-            frames = np.broadcast_to(opening.image, frames.shape)
-            keys = None if keys is None else np.zeros_like(keys)
-        return Prompt(frames, None if keys is None else Controls(keys))
+        frames, controls = np.asarray(chosen.frames), jax.tree.map(np.asarray, chosen.controls)
+        if opening.image is None:
+            return Prompt(frames, controls)
+        return Prompt(np.broadcast_to(opening.image, frames.shape), jax.tree.map(np.zeros_like, controls))
 
     def _row(self, index: int) -> Prompt:
         return jax.tree.map(lambda leaf: leaf[index : index + 1], self.prompts)
@@ -94,7 +92,8 @@ class Engine:
         # Keys of nobody: each session brings its own.
         keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
         self._state = bare(empty(self.world, self.slots, keys))
-        self.seat(0, Opening(0))
+        for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
+            self.seat(0, Opening(0, image=image))
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), control_shapes(self.world, self.slots))
         for _ in range(2):
             self.step(nothing, np.zeros(self.slots, bool)).block_until_ready()

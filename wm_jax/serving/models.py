@@ -119,6 +119,7 @@ def check_request(
         raise Refusal(ErrorCode.UNKNOWN_MODEL, text, param="model")
     if body.source not in sources:
         text = f"the real game {world.env!r} is not installed where this server runs: `make games` installs it"
+        text = text if world.env else f"the world {world.name!r} has no real game to switch to"
         raise Refusal(ErrorCode.UNSUPPORTED, text, param="source")
     if body.init.snapshot is not None:
         raise Refusal(ErrorCode.UNSUPPORTED, "this server keeps no snapshots", param="init.snapshot")

@@ -64,6 +64,8 @@ class TrainConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {value}")
+        if self.world.controls.has_mouse:
+            raise ValueError("world.controls.has_mouse is true: the worlds that are trained here listen to keys only")
 
 
 def load_config(path: str | Path) -> TrainConfig:

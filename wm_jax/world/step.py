@@ -91,6 +91,8 @@ def check_controls(world: Playable[State], controls: Controls, *rows: int) -> Co
     mouse = jnp.zeros((*rows, 2), jnp.float32) if controls.mouse is None else jnp.asarray(controls.mouse)
     if mouse.shape != (*rows, 2):
         raise ValueError(f"the mouse is {mouse.shape}, this state wants {(*rows, 2)}: right and down, in frame heights")
+    if isinstance(controls.mouse, np.ndarray) and not np.isfinite(controls.mouse).all():
+        raise ValueError("the mouse is not finite everywhere: what it was moved is a number of frame heights")
     return Controls(keys.astype(bool), mouse.astype(jnp.float32))
 
 

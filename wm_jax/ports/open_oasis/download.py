@@ -19,7 +19,7 @@ def download(folder: Path, announce: Callable[[str], None]) -> None:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise CheckpointError(
-            f"huggingface_hub is not installed: pip install 'wm_jax[hub]', or put {' and '.join(weights.FILES.values())} "
+            f"huggingface_hub is not installed: pip install -e '.[hub]', or put {' and '.join(weights.FILES.values())} "
             f"of huggingface.co/{REPOSITORY} into {folder} yourself"
         ) from None
     for name in weights.FILES.values():
