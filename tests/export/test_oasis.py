@@ -14,7 +14,6 @@ from wm_jax.export.programs import playing
 from wm_jax.ports.open_oasis import OasisWorld
 from wm_jax.types import Prompt
 
-pytestmark = pytest.mark.oasis
 MIB = 2**20
 
 # In a process of its own: a compiler may abort it.
@@ -59,11 +58,13 @@ def step(dtype, weights):
     return export_for_neuron(program.function, *program.shapes)
 
 
+@pytest.mark.oasis
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nothing_is_known_that_trainium_would_refuse(dtype):
     assert [finding for finding in lint(step(dtype, None)) if finding.is_fatal] == []
 
 
+@pytest.mark.oasis
 @pytest.mark.parametrize(("weights", "rule"), [("int8", "integer_dot"), ("float8_e4m3fn", "dtype")])
 def test_weights_of_8_bits_are_not_for_trainium(weights, rule):
     assert {finding.rule for finding in lint(step("bfloat16", weights)) if finding.is_fatal} == {rule}
