@@ -116,7 +116,7 @@ def test_with_given_noise_a_session_without_a_prompt_begins_anew_too(monkeypatch
     [
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "is no manifest"),
-        (lambda folder: change(folder, format=1), "is of format 1, this program reads 2"),
+        (lambda folder: change(folder, format=2), "is of format 2, this program reads 3"),
         (lambda folder: change(folder, jax="0.1.0"), "made with JAX 0.1.0, here is JAX"),
         (lambda folder: change(folder, target="tpu_v6e"), r"is for tpu_v6e \(tpu\), this process computes on cpu"),
         (lambda folder: change(folder, target="abacus"), "names the target 'abacus'; there are cpu"),

@@ -2,7 +2,7 @@
 
     manifest.json            what it is for, which JAX made it, the size and checksum of every other file
     config.json, weights-*, prompts.npz      the world itself
-    start.bin, put.bin, step.bin             the programs of `Playing`, exported (StableHLO) for the target's platform
+    start.bin, put.bin, take.bin, step.bin   the programs of `Playing`, exported (StableHLO) for the target's platform
 
 An exported program is compiled where it runs; the compile cache keeps that for the next start.
 """
@@ -27,7 +27,7 @@ from wm_jax.types import Prompt
 from wm_jax.world import load, load_prompts
 from wm_jax.world.world import world_folder as files_of
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 WORLD_FILES = ("config.json", "weights*.safetensors", "prompts.npz")
 NEEDS_GIVEN_NOISE = ("neuron",)

@@ -20,7 +20,7 @@ from pallas_kernels.implementation import compiled_for, platforms, refusal
 from pallas_kernels.norm_modulate import cases as norm_cases
 from pallas_kernels.quantized_matmul import cases as quantized_cases
 from wm_jax.types import Controls, Params, Prompt
-from wm_jax.world import Playable, empty, put, start, step
+from wm_jax.world import Playable, empty, put, start, step, take
 from wm_jax.world.playable import State
 from wm_jax.world.step import start_noised
 
@@ -50,12 +50,14 @@ class Playing(NamedTuple):
     Attributes:
       start: `(params, prompt, seed) -> one`, the state of one session; with given noise `(params, prompt, noise)`.
       put: `(state, slot, one) -> state`, donated: the session seated.
+      take: `(state, slot) -> one`: a copy of the session that sits there.
       step: `(params, state, keys, mouse, active) -> state, frames`, the state donated; with given noise one argument more.
         `mouse` is None where the world has none.
     """
 
     start: Program
     put: Program
+    take: Program
     step: Program
 
 
@@ -76,6 +78,9 @@ def playing(world: Playable[Any], slots: int, prompt: Prompt, is_noise_given: bo
     def put_one(state, slot, one):
         return bare(put(dressed(world, state), slot, dressed(world, one)))
 
+    def take_one(state, slot):
+        return bare(take(dressed(world, state), slot))
+
     def step_all(params, state, keys, mouse, active):
         new, frames = step(world, params, dressed(world, state), Controls(keys, mouse), active=active)
         return bare(new), frames
@@ -93,6 +98,7 @@ def playing(world: Playable[Any], slots: int, prompt: Prompt, is_noise_given: bo
     return Playing(
         Program("start", starting, (weight_shapes(world), given, drawn), (), one),
         Program("put", jax.jit(put_one, donate_argnums=0), (state, slot, one), (0,), state),
+        Program("take", jax.jit(take_one), (state, slot), (), one),
         Program("step", stepping, inputs, (1,), (state, "frames")),
     )
 

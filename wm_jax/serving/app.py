@@ -34,6 +34,7 @@ from wm_jax.serving.protocol import (
     CreateSession,
     Error,
     ErrorCode,
+    ForkSession,
     ModelInfo,
     ModelList,
     Readiness,
@@ -51,6 +52,8 @@ from wm_jax.world import Playable
 
 log = logging.getLogger(__name__)
 
+CAPTURE_S = 10.0
+"""How long a fork waits for the device."""
 PAGE = Path(__file__).parent / "page"
 
 Bearer = Annotated[str | None, Header(alias="Authorization")]
@@ -99,7 +102,7 @@ class Service:
         engine = Engine(world, params, self.scenes, config.slots, artifact)
         arcade = Arcade(self.world.env, self._deliver)
         self.batcher = Batcher(engine, arcade, self.world.fps, self._deliver)
-        self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher)
+        self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher, engine.memory_bytes)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -125,6 +128,23 @@ class Service:
         opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
         return self.lobby.create(body, opening)
 
+    async def fork(self, place: Place, body: ForkSession) -> Place:
+        """Seats a new session that goes on as this one is, or was just before a frame that is kept.
+
+        Raises:
+          Refusal: that frame is not kept, the session has ended, every slot is taken, or the server is busy or about to stop.
+        """
+        session = place.session
+        if body.at is None:
+            try:
+                opening = await asyncio.wait_for(asyncio.wrap_future(self.batcher.capture(session)), CAPTURE_S)
+            except TimeoutError:
+                raise Refusal(ErrorCode.BUSY, "the device is busy; try again", retry_after_ms=1000) from None
+        else:
+            opening = session.opening_at(body.at)
+        mode = session.mode if body.mode is None else body.mode
+        return self.lobby.create(CreateSession(mode=mode, media=body.media, linger_s=body.linger_s), opening)
+
     def info(self) -> ModelInfo:
         """The world, as the model list shows it."""
         free = self.batcher.free_slots
@@ -134,7 +154,9 @@ class Service:
         """The first message of a connection."""
         return SessionCreated(
             session=models.session_info(self.world, place.session, self.lobby.status(place)),
-            capabilities=models.capabilities(self.world, self.config, self.sources, self.takes_image),
+            capabilities=models.capabilities(
+                self.world, self.config, self.sources, self.takes_image, self.lobby.kept_frames
+            ),
             resume_token=place.resume_token,
         )
 
@@ -247,13 +269,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
         service.check_bearer(authorization, place)
         return place
 
-    @app.post("/v1/sessions", status_code=201)
-    async def create(  # pyright: ignore[reportUnusedFunction]
-        request: Request, body: CreateSession | None = None, authorization: Bearer = None
-    ) -> SessionTicket:
-        """A seat, and where to connect."""
-        service.check_bearer(authorization)
-        place = service.create(body or CreateSession())
+    def ticket(request: Request, place: Place) -> SessionTicket:
         path = f"/v1/sessions/{place.session.id}/ws"
         scheme = "wss" if request.url.scheme == "https" else "ws"
         return SessionTicket(
@@ -263,6 +279,22 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
             token=place.token,
             expires_at=place.expires_at,
         )
+
+    @app.post("/v1/sessions", status_code=201)
+    async def create(  # pyright: ignore[reportUnusedFunction]
+        request: Request, body: CreateSession | None = None, authorization: Bearer = None
+    ) -> SessionTicket:
+        """A seat, and where to connect."""
+        service.check_bearer(authorization)
+        return ticket(request, service.create(body or CreateSession()))
+
+    @app.post("/v1/sessions/{session_id}/fork", status_code=201)
+    async def fork(  # pyright: ignore[reportUnusedFunction]
+        session_id: str, request: Request, body: ForkSession | None = None, authorization: Bearer = None
+    ) -> SessionTicket:
+        """A seat for a session that goes on as another one is or was; it costs a slot, so it wants the server's secret."""
+        service.check_bearer(authorization)
+        return ticket(request, await service.fork(service.lobby.find(session_id), body or ForkSession()))
 
     @app.get("/v1/sessions/{session_id}")
     async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,10 @@ from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.outbox import EncodedFrame
-from wm_jax.serving.protocol import ErrorCode
+from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.scatter import encode_turn, is_wanted
-from wm_jax.serving.session import Session, Turn
+from wm_jax.serving.session import Opening, Session, Turn
 from wm_jax.types import Controls
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class Batcher:
         self._seats: list[Session | None] = [None] * engine.slots
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._captures: queue.SimpleQueue[tuple[Session, Future[Opening]]] = queue.SimpleQueue()
         self._is_stopping = False
         self._due = 0.0
         self._in_flight = 0
@@ -155,7 +157,22 @@ class Batcher:
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
+    def capture(self, session: Session) -> "Future[Opening]":
+        """What another session starts from to be this one as it is between two frames."""
+        asked: Future[Opening] = Future()
+        self._captures.put((session, asked))
+        self.wake()
+        return asked
+
     # ---- the device thread
+
+    def _capture_all(self) -> None:
+        while not self._captures.empty():
+            session, asked = self._captures.get()
+            if session in self._seats:
+                asked.set_result(session.opening_now(self._engine.take(self._seats.index(session))))
+            else:
+                asked.set_exception(Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended"))
 
     def _run(self) -> None:
         try:
@@ -182,6 +199,7 @@ class Batcher:
         while True:
             if self._is_stopping:
                 return False
+            self._capture_all()
             wait = self._time_to_next(time.perf_counter())
             if wait is not None and wait <= 0:
                 break
@@ -272,6 +290,9 @@ class Batcher:
                 continue
             if turn.opening is not None:
                 self._engine.seat(slot, turn.opening)
+                session.is_seated = True
+            if session.is_to_keep(turn.frame_id):
+                session.keep(turn.frame_id, self._engine.take(slot))
             turns.append((slot, session, turn))
         return turns
 

@@ -33,6 +33,9 @@ class ServeConfig:
       messages_per_s: Messages a client may send, on average.
       burst: Messages a client may send at once.
       max_step_frames: Frames one `step` may ask for.
+      history: States of a session that are kept on the device, to go back to and to fork from.
+      history_every: Frames from one kept state to the next.
+      history_mb: What the kept states of one session may occupy; a world with large ones keeps fewer.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +55,9 @@ class ServeConfig:
     messages_per_s: float = 240.0
     burst: int = 240
     max_step_frames: int = 256
+    history: int = 16
+    history_every: int = 15
+    history_mb: float = 64.0
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -62,6 +68,11 @@ class ServeConfig:
             raise ServeConfigError(f"port is {self.port}; there are 0 (any free one) to 65535")
         if not self.messages_per_s > 0:
             raise ServeConfigError(f"messages_per_s is {self.messages_per_s}; it must be more than 0")
+        if self.history < 0 or self.history_every < 1 or not self.history_mb >= 0:
+            raise ServeConfigError(
+                f"history is {self.history}, every {self.history_every} frames, {self.history_mb} MB: "
+                "they must be at least 0, 1 and 0"
+            )
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:

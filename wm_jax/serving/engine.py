@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.export.artifact import NEEDS_GIVEN_NOISE, Artifact
-from wm_jax.export.programs import Program, bare, control_shapes, playing
+from wm_jax.export.programs import Program, bare, bare_shapes, control_shapes, playing
+from wm_jax.serving.history import Memory
 from wm_jax.serving.noise import HostNoise
 from wm_jax.serving.session import Opening
 from wm_jax.types import Controls, Params, Prompt
@@ -54,6 +55,7 @@ class Engine:
 
     Attributes:
       slots: Rows of the batch.
+      memory_bytes: What one session occupies on the device.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class Engine:
         is_noise_given = (
             jax.default_backend() in NEEDS_GIVEN_NOISE if artifact is None else artifact.manifest.is_noise_given
         )
+        self.memory_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bare_shapes(world, 1)))
         self._noise = HostNoise(world, slots) if is_noise_given else None
         self._state: Any = None
         self._starts: dict[bool, Callable[..., Any]] = {}
         self._put: Callable[..., Any] | None = None
+        self._take: Callable[..., Any] | None = None
         self._step: Callable[..., tuple[Any, Array]] | None = None
 
     def compile(self, report: Report) -> None:
@@ -83,17 +87,20 @@ class Engine:
             starting = [compilers.submit(self._lower(programs.start).compile) for programs in made]
             report("tracing step", 0.2)
             stepping = compilers.submit(self._lower(made[0].step).compile)
-            putting = compilers.submit(self._lower(made[0].put).compile)
+            putting, taking = (
+                compilers.submit(self._lower(program).compile) for program in (made[0].put, made[0].take)
+            )
             report("compiling", 0.4)
             has_frames = [prompt.frames is not None for prompt in self._prompts()]
             self._starts = dict(zip(has_frames, (start.result() for start in starting), strict=True))
-            self._put, self._step = putting.result(), stepping.result()
+            self._put, self._take, self._step = putting.result(), taking.result(), stepping.result()
         report("warming up", 0.9)
         # Keys of nobody: each session brings its own.
         keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
         self._state = bare(empty(self.world, self.slots, keys))
         for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
             self.seat(0, Opening(0, image=image))
+        self.take(0)
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), control_shapes(self.world, self.slots))
         for _ in range(2):
             self.step(nothing, np.zeros(self.slots, bool)).block_until_ready()
@@ -111,14 +118,28 @@ class Engine:
         return function.lower(*program.shapes)
 
     def seat(self, slot: int, opening: Opening) -> None:
-        """Starts a session in a slot; whatever was there is gone."""
+        """Starts a session in a slot, or goes on with one; whatever was there is gone."""
         assert self._put is not None and self._state is not None, "compile first"
+        one = self._begin(slot, opening) if opening.memory is None else self._recall(slot, opening.memory)
+        self._state = self._put(self._state, np.int32(slot), one)
+
+    def take(self, slot: int) -> Memory:
+        """A copy of all that the session in a slot remembers."""
+        assert self._take is not None and self._state is not None, "compile first"
+        stream = None if self._noise is None else self._noise.stream(slot)
+        return Memory(self._take(self._state, np.int32(slot)), stream)
+
+    def _recall(self, slot: int, memory: Memory) -> Any:
+        if self._noise is not None:
+            self._noise.resume(slot, memory.stream)
+        return memory.state
+
+    def _begin(self, slot: int, opening: Opening) -> Any:
         prompt = self.scenes.pick(opening)
         drawn: Any = np.uint32(opening.seed)
         if self._noise is not None:
             drawn = self._noise.seat(slot, opening.seed, prompt)
-        one = self._starts[prompt.frames is not None](self._params, prompt, drawn)
-        self._state = self._put(self._state, np.int32(slot), one)
+        return self._starts[prompt.frames is not None](self._params, prompt, drawn)
 
     def step(self, controls: Controls, active: Bool[np.ndarray, " b"]) -> UInt8[Array, "b h w 3"]:
         """One frame of every active slot. Returns at once; the frames are still being made."""

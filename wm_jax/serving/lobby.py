@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.history import History
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import (
     CloseCode,
@@ -63,10 +64,14 @@ class Place:
 class Lobby:
     """All sessions of one server. Used by the event loop alone."""
 
-    def __init__(self, config: ServeConfig, controls: ControlSpace, fps: float, batcher: Batcher) -> None:
+    def __init__(
+        self, config: ServeConfig, controls: ControlSpace, fps: float, batcher: Batcher, memory_bytes: int
+    ) -> None:
         self.config = config
         self.batcher = batcher
         self.is_draining = False
+        # What is kept of a session, if each of its states is so large.
+        self.kept_frames = min(config.history, int(1e6 * config.history_mb / memory_bytes))
         self._controls = controls
         self._fps = fps
         self._places: dict[str, Place] = {}
@@ -90,6 +95,7 @@ class Lobby:
             quality=body.media.quality or self.config.quality,
             max_fps=body.media.max_fps,
             max_step_frames=self.config.max_step_frames,
+            history=History(self.kept_frames, self.config.history_every),
         )
         if not self.batcher.seat(session):
             raise Refusal(

@@ -73,10 +73,14 @@ def model_info(
     )
 
 
-def capabilities(world: PlayableConfig, config: ServeConfig, sources: list[Source], takes_image: bool) -> Capabilities:
+def capabilities(
+    world: PlayableConfig, config: ServeConfig, sources: list[Source], takes_image: bool, kept_frames: int
+) -> Capabilities:
     """What a session may ask for."""
     return Capabilities(
         image=takes_image,
+        kept_frames=kept_frames,
+        kept_every=config.history_every,
         mouse=world.controls.has_mouse,
         sources=sources,
         codecs=list(CODECS),

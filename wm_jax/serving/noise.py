@@ -26,6 +26,15 @@ class HostNoise:
             return None
         return self._normal(slot, 1, prompt.frames.shape[1])
 
+    def stream(self, slot: int) -> Any:
+        """Where a session's noise stands."""
+        return self._streams[slot].bit_generator.state
+
+    def resume(self, slot: int, stream: Any) -> None:
+        """Goes on from there."""
+        self._streams[slot] = np.random.default_rng(0)
+        self._streams[slot].bit_generator.state = stream
+
     def draw(self, active: Bool[np.ndarray, " b"]) -> Float32[np.ndarray, "b m y x c"]:
         """The noise of one frame; zeros for slots that are not active, whose streams stand still."""
         drawn = np.zeros((len(active), self._world.noises, *self._world.config.latent_shape), np.float32)

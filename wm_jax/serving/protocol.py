@@ -237,11 +237,13 @@ class KeyInfo(Message):
 
 
 class Capabilities(Message):
-    """What this server can do for a session."""
+    """What this server can do for a session; `control` seeks to one of the newest `kept_frames` frames, every `kept_every`-th."""
 
     stepped: bool = True
-    fork: bool = False
+    fork: bool = True
     snapshot: bool = False
+    kept_frames: int = 0
+    kept_every: int = 1
     prompt: bool = False
     image: bool = True
     mouse: bool = False
@@ -291,11 +293,12 @@ class Status(Message):
 
 
 class Ack(Message):
-    """An event has been applied: it first counts in this frame."""
+    """An event has been applied: it first counts in this frame. After a seek that frame follows from the restored one."""
 
     type: Literal["ack"] = "ack"
     event_id: EventId
     applied_at_frame: int
+    restored_frame: int | None = None
 
 
 class Error(Message):
@@ -396,6 +399,15 @@ class CreateSession(Message):
     mode: Mode = "realtime"
     source: Source = "dream"
     init: SessionInit = SessionInit()
+    media: Media = Media()
+    linger_s: float | None = Field(default=None, ge=0, le=600)
+
+
+class ForkSession(Message):
+    """Body of `POST /v1/sessions/{id}/fork`: a new session that goes on as this one is, or was just before frame `at`."""
+
+    at: int | None = Field(default=None, ge=0)
+    mode: Mode | None = None
     media: Media = Media()
     linger_s: float | None = Field(default=None, ge=0, le=600)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, UInt8
 
+from wm_jax.serving.history import History, Kept, Memory
 from wm_jax.serving.inputs import Input, InputReader, Mouse, moved
 from wm_jax.serving.outbox import EncodedFrame, Outbox
 from wm_jax.serving.protocol import Action, Codec, ErrorCode, EventId, Mode, Refusal, Source, Step
@@ -29,11 +30,19 @@ KEPT_STEPS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-    """What a session (re)starts from; `image` is the first frame, given by the client."""
+    """What a session (re)starts from.
+
+    Attributes:
+      seed: Of its noise.
+      prompt: A scene that ships with the world, by number.
+      image: The first frame, given by the client.
+      memory: What a session remembered once: it goes on from there, whatever the other fields say.
+    """
 
     seed: int
     prompt: int | None = None
     image: UInt8[Any, "h w 3"] | None = None
+    memory: Memory | None = None
 
 
 class Turn(NamedTuple):
@@ -91,6 +100,7 @@ class Session:
     Attributes:
       id: Unguessable name.
       source: What the next frame shows that no step has asked for yet.
+      is_seated: Its slot holds a dream of its own, and no more that of whoever sat there before.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
     """
 
@@ -107,6 +117,7 @@ class Session:
         quality: int = 90,
         max_fps: float | None = None,
         max_step_frames: int = 256,
+        history: History | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.mode: Mode = mode
@@ -119,8 +130,10 @@ class Session:
         self.stride = 1 if max_fps is None else max(1, math.ceil(fps / max_fps))
         self.is_connected = False
         self.is_paused = False
+        self.is_seated = False
         self.failure: ErrorCode | None = None
         self.started_at = time.monotonic()
+        self._history = history or History(0, 1)
         self._newest_shown = -1
         self._early: dict[int, EncodedFrame] = {}
         self._reader = InputReader(controls)
@@ -215,6 +228,34 @@ class Session:
             self._mouse = self._still
             return self.next_frame
 
+    def seek(self, frame_id: int, event_id: EventId | None = None) -> tuple[int, int]:
+        """Goes back to the newest memory kept at or before this frame; the next frame to be made, and the one gone back to.
+
+        Frames go on being counted: what follows has numbers of its own, and what was left can be gone back to as well.
+
+        Raises:
+          Refusal: none that old is kept, or none at all.
+        """
+        with self._lock:
+            kept = self._find(frame_id, event_id)
+            self._restart = dataclasses.replace(self.opening, memory=kept.memory)
+            self._mouse = self._still
+            return self.next_frame, kept.frame_id
+
+    def kept_frames(self) -> list[int]:
+        """Frames that one can go back to, oldest first."""
+        with self._lock:
+            return self._history.frames
+
+    def opening_at(self, frame_id: int) -> Opening:
+        """What another session starts from to be this one as it was just before a frame, or before the newest kept one until then.
+
+        Raises:
+          Refusal: none that old is kept, or none at all.
+        """
+        with self._lock:
+            return dataclasses.replace(self.opening, memory=self._find(frame_id, None).memory)
+
     def pause(self, wanted: bool) -> None:
         """Stops the media clock, or lets it run on; where the mouse was moved to meanwhile is forgotten."""
         with self._lock:
@@ -288,7 +329,28 @@ class Session:
             self._mouse = self._still
             return turn
 
+    def is_to_keep(self, frame_id: int) -> bool:
+        """Whether the state before this frame is wanted by `keep`."""
+        return self._history.is_due(frame_id)
+
+    def keep(self, frame_id: int, memory: Memory) -> None:
+        """Remembers what the session was just before this frame."""
+        with self._lock:
+            self._history.keep(frame_id, memory)
+
+    def opening_now(self, memory: Memory) -> Opening:
+        """What another session starts from to be this one as it is: `memory`, which is its slot's, once it was seated there."""
+        return dataclasses.replace(self.opening, memory=memory) if self.is_seated else self.opening
+
     # ---- inside
+
+    def _find(self, frame_id: int, event_id: EventId | None) -> Kept:
+        kept = self._history.find(frame_id)
+        if kept is None:
+            known = ", ".join(map(str, self._history.frames)) or "none"
+            text = f"frame {frame_id} is not kept any more; one can go back to {known}"
+            raise Refusal(ErrorCode.UNSUPPORTED, text, param="frame", event_id=event_id)
+        return kept
 
     def _press_between_steps(self, given: Input, action: Action) -> int:
         if action.at != "next":

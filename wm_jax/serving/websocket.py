@@ -249,6 +249,9 @@ class Connection:
             case Step():
                 self._ack(message.step_id, session.ask(message))
                 self._lobby.batcher.wake()
+            case Control(op="seek"):
+                self._ack(message.event_id, *self._seek(message))
+                self._lobby.batcher.wake()
             case Control():
                 self._ack(message.event_id, self._control(message))
                 self._lobby.batcher.wake()
@@ -269,16 +272,20 @@ class Connection:
             case _:
                 assert_never(message)
 
-    def _ack(self, event_id: EventId | None, frame: int) -> None:
+    def _ack(self, event_id: EventId | None, frame: int, restored: int | None = None) -> None:
         if event_id is not None:
-            self._session.outbox.put(Ack(event_id=event_id, applied_at_frame=frame))
+            self._session.outbox.put(Ack(event_id=event_id, applied_at_frame=frame, restored_frame=restored))
+
+    def _seek(self, message: Control) -> tuple[int, int]:
+        if message.frame is None:
+            raise Refusal(
+                ErrorCode.BAD_MESSAGE, "seek needs the frame to go back to", param="frame", event_id=message.event_id
+            )
+        self._check_restarts(message.event_id)
+        return self._session.seek(message.frame, message.event_id)
 
     def _control(self, message: Control) -> int:
         session = self._session
-        if message.op == "seek":
-            raise Refusal(
-                ErrorCode.UNSUPPORTED, "this server cannot seek; reset starts anew", event_id=message.event_id
-            )
         if message.op == "reset":
             return self._restart(message.event_id, seed=message.seed)
         if session.mode == "stepped":
@@ -298,13 +305,16 @@ class Connection:
         return self._restart(message.event_id, source=message.source)
 
     def _restart(self, event_id: EventId | None, *, seed: int | None = None, source: Source | None = None) -> int:
+        self._check_restarts(event_id)
+        return self._session.restart(seed, source)
+
+    def _check_restarts(self, event_id: EventId | None) -> None:
         wait = self._restarts.take()
         if wait > 0.0:
             raise Refusal(
                 ErrorCode.RATE_LIMITED, "a session restarts at most four times a second",
                 event_id=event_id, retry_after_ms=max(1, round(1e3 * wait)),
             )  # fmt: skip
-        return self._session.restart(seed, source)
 
 
 def error_message(refusal: Refusal, *, fatal: bool = False) -> Error:

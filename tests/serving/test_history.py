@@ -1,0 +1,96 @@
+"""Going back and forking: a session's own past, and nobody else's."""
+
+import jax
+import numpy as np
+import pytest
+
+import wm_jax as wm
+from wm_jax.serving import engine
+from wm_jax.serving.history import History, Memory
+from wm_jax.serving.session import Opening
+
+
+def test_the_newest_are_kept_and_found_at_or_before_a_frame():
+    history = History(depth=3, every=5)
+    assert [frame for frame in range(12) if history.is_due(frame)] == [0, 5, 10]
+    assert history.find(100) is None
+    for frame in (0, 5, 10, 15):
+        history.keep(frame, Memory(f"state {frame}"))
+    assert history.frames == [5, 10, 15]
+    found = [history.find(frame) for frame in (4, 5, 9, 10, 99)]
+    assert [kept and kept.frame_id for kept in found] == [None, 5, 5, 10, 15]
+    assert not History(depth=0, every=1).is_due(0)
+
+
+@pytest.mark.parametrize("platforms", [(), ("cpu",)], ids=["drawn", "given"])
+def test_a_memory_goes_on_in_any_slot_to_the_bit(monkeypatch, platforms):
+    monkeypatch.setattr(engine, "NEEDS_GIVEN_NOISE", platforms)
+    world, params = wm.tiny_world(0)
+    served = engine.Engine(world, params, engine.Scenes(wm.Prompt()), 2)
+    served.compile(lambda name, share: None)
+    held = wm.Controls(np.ones((2, 4), bool))
+
+    def play(slot: int, frames: int) -> np.ndarray:
+        active = np.arange(2) == slot
+        return np.stack([np.asarray(served.step(held, active))[slot] for _ in range(frames)])
+
+    served.seat(0, Opening(7))
+    play(0, 3)
+    memory = served.take(0)
+    wanted = play(0, 4)
+    served.seat(1, Opening(9))
+    play(1, 2)
+    for slot in (1, 0, 1):
+        served.seat(slot, Opening(1, memory=memory))
+        np.testing.assert_array_equal(play(slot, 4), wanted)
+    assert served.memory_bytes == sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(memory.state))
+
+
+def steps(server, talk, count: int, step_id: int, held=()) -> list[bytes]:
+    talk.send("step", step_id=step_id, n=count, actions=[{"held": list(held)}])
+    return [payload for _, payload in talk.wait_for_frames(count)]
+
+
+@pytest.mark.parametrize("talk", [{"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}}], indirect=True)
+def test_a_session_goes_back_and_dreams_on_from_there(talk, server):
+    created = talk.wait_for("session.created")
+    every = created["capabilities"]["kept_every"]
+    assert created["capabilities"]["kept_frames"] > 1
+    first = steps(server, talk, 2 * every + 3, 1)
+    talk.send("control", op="seek", frame=every + 2, event_id="back")
+    ack = talk.wait_for("ack", event_id="back")
+    assert (ack["restored_frame"], ack["applied_at_frame"]) == (every, 2 * every + 3)
+    again = steps(server, talk, every + 3, 2)
+    assert again == first[every:]
+    talk.send("control", op="seek", frame=every, event_id="other")
+    talk.wait_for("ack", event_id="other")
+    assert steps(server, talk, 5, 3, held=["ArrowRight"]) != first[every : every + 5]
+
+
+@pytest.mark.parametrize("talk", [{"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}}], indirect=True)
+def test_a_fork_agrees_up_to_the_fork_and_differs_after_it(talk, server):
+    every = talk.wait_for("session.created")["capabilities"]["kept_every"]
+    first = steps(server, talk, every + 4, 1)
+    session = server.tickets[-1]["session_id"]
+    then, now = (
+        server.http.post(f"{server.url}/v1/sessions/{session}/fork", json=body).json() for body in ({"at": every}, {})
+    )
+    assert "code" in now, "two slots: the second fork finds none free"
+    with server.connect(then) as socket:
+        fork = server.talk(socket)
+        assert steps(server, fork, 4, 1) == first[every:]
+        mine, theirs = steps(server, talk, 3, 2), steps(server, fork, 3, 2, held=["ArrowUp"])
+        assert mine != theirs
+    server.delete(then)
+    now = server.http.post(f"{server.url}/v1/sessions/{session}/fork", json={}).json()
+    with server.connect(now) as socket:
+        fork = server.talk(socket)
+        assert steps(server, fork, 3, 1) == steps(server, talk, 3, 3)
+    server.delete(now)
+
+
+def test_what_is_not_kept_and_who_is_not_there_is_refused(talk, server):
+    talk.send("control", op="seek", event_id="none")
+    assert "needs the frame" in talk.wait_for("error", event_id="none")["message"]
+    answer = server.http.post(f"{server.url}/v1/sessions/nobody/fork", json={})
+    assert answer.status_code == 404
