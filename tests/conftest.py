@@ -45,6 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks `core` what a Python 3.11 with JAX 0.10 must pass too: the model, its layers, its files on disk."""
     for item in items:
         where = item.path.relative_to(ROOT / "tests")
+        # The port's own way of attention on a CPU is not for Trainium's JAX.
+        if where.name == "test_cached_attention_cpu.py":
+            continue
         if where.parts[0] in CORE or where.name in CORE_FILES:
             item.add_marker(pytest.mark.core)
 

@@ -46,7 +46,10 @@ def test_what_we_play_and_train_compiles(target: str, program: str):
         assert found.facts["donated"] > 0
 
 
-@pytest.mark.parametrize(("target", "program"), [("tpu_v6e", "step"), ("h100", "step"), ("h100", "train")])
+@pytest.mark.parametrize(
+    ("target", "program"),
+    [("tpu_v6e", "step"), ("h100", "step"), pytest.param("h100", "train", marks=pytest.mark.full)],
+)
 def test_a_large_world_runs_on_our_kernels(target: str, program: str, monkeypatch: pytest.MonkeyPatch):
     for name in ("PYTHONPATH", "JAX_PLATFORMS"):  # as a user's shell is: the report finds the compilers itself
         monkeypatch.delenv(name, raising=False)
