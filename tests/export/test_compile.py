@@ -26,12 +26,12 @@ def row(target: str, program: str) -> Row:
     return found
 
 
-# The start of a session is the mathematics of its steps, a rollout on a GPU is a loop around them, and both Trainiums take the same
-# programs: one device of a kind is enough for every commit. `python -m wm_jax.export --report` compiles them all.
+# The start of a session is the mathematics of its steps, on GPUs rollout and update go to the same XLA, and both Trainiums take the
+# same programs: one device of a kind is enough for every commit. `python -m wm_jax.export --report` compiles them all.
 SPOKESMEN = ("tpu_v6e", "h100", "trn2")
 PLAYED = [
     (target, program) for target in (*TPUS, *GPUS, "trn2") for program in PROGRAMS[:4]
-    if program in ("step", "train") or target in SPOKESMEN or (program == "rollout" and target in TPUS)
+    if target in SPOKESMEN or program == "step" or (program in ("rollout", "train") and target in TPUS)
 ]  # fmt: skip
 
 
