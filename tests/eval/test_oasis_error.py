@@ -12,6 +12,7 @@ pytestmark = pytest.mark.oasis
 FOLDER = Path(__file__).parents[1] / "ports" / "open_oasis"
 
 
+@pytest.mark.full
 def test_the_answer_has_no_error_and_errors_are_handed_on_from_frame_to_frame(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(oasis_error, "MANY", 3)
     config = OasisErrorConfig(weights=FOLDER, geometry="small", steps=(3, 1), frames=(1, 3), sessions=1)

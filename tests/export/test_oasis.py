@@ -38,7 +38,10 @@ print(json.dumps([found.memory, found.temporary, weights, found.donated, found.c
 @pytest.mark.parametrize(
     ("target", "kernel", "most"),
     # Beside the weights. A TPU pads the ring to whole tiles and keeps it in two layouts: it misses the bar of 288 MiB and 1 GiB.
-    [("h100", "mosaic_gpu", 288 * MIB + 2**30), ("tpu_v6e", "tpu_custom_call", 1700 * MIB)],
+    [
+        ("h100", "mosaic_gpu", 288 * MIB + 2**30),
+        pytest.param("tpu_v6e", "tpu_custom_call", 1700 * MIB, marks=pytest.mark.full),
+    ],
 )
 def test_a_step_of_the_released_world_compiles_with_our_kernels_and_fits(target, kernel, most):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -185,12 +185,13 @@ def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> 
 
 @pytest.fixture(autouse=True)
 def free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test seated is gone after it, also when it failed."""
+    """Whatever a test seated is gone after it, also when it failed; a page that was closed may have left sessions too."""
     yield
     for name in {"server", "mouse_server", "oasis_server"}.intersection(request.fixturenames):
         server: Server = request.getfixturevalue(name)
-        while server.tickets:
-            server.delete(server.tickets.pop())
+        server.tickets.clear()
+        for session_id in list(server.service.lobby._places):
+            server.http.delete(f"{server.url}/v1/sessions/{session_id}")
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import base64
 import io
 import struct
-import types
 import zlib
-from typing import cast
 
 import httpx
 import numpy as np
@@ -98,11 +96,13 @@ def test_an_image_of_the_right_size_starts_a_session(server):
     server.create(init={"image": png(32, 32)})
 
 
-@pytest.mark.parametrize(("scenes", "says_itself", "takes"), [(0, True, True), (3, False, False), (3, None, True)])
-def test_a_world_may_say_itself_whether_it_takes_an_image(scenes, says_itself, takes):
-    world = wm.tiny_world(0)[0].config
-    said = {} if says_itself is None else {"takes_image": says_itself}
-    model = cast(wm.World, types.SimpleNamespace(config=world, **said))
+class AnyImage(wm.World):
+    takes_image = True
+
+
+@pytest.mark.parametrize(("kind", "scenes", "takes"), [(AnyImage, 0, True), (wm.World, 3, True), (wm.World, 0, False)])
+def test_a_world_takes_an_image_that_says_so_or_ships_first_frames(kind, scenes, takes):
+    model = kind(wm.tiny_world(0)[0].config)
     prompts = wm.Prompt(np.zeros((scenes, 2, 32, 32, 3), np.uint8)) if scenes else wm.Prompt()
     service = Service(ServeConfig(), model, {}, prompts)
     assert service.info().image is takes
