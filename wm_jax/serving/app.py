@@ -35,6 +35,7 @@ from wm_jax.serving.protocol import (
     Error,
     ErrorCode,
     ForkSession,
+    Media,
     ModelInfo,
     ModelList,
     Readiness,
@@ -143,7 +144,8 @@ class Service:
         else:
             opening = session.opening_at(body.at)
         mode = session.mode if body.mode is None else body.mode
-        return self.lobby.create(CreateSession(mode=mode, media=body.media, linger_s=body.linger_s), opening)
+        media = body.media or Media(codec=session.codec, quality=session.quality)
+        return self.lobby.create(CreateSession(mode=mode, media=media, linger_s=body.linger_s), opening)
 
     def info(self) -> ModelInfo:
         """The world, as the model list shows it."""

@@ -404,11 +404,14 @@ class CreateSession(Message):
 
 
 class ForkSession(Message):
-    """Body of `POST /v1/sessions/{id}/fork`: a new session that goes on as this one is, or was just before frame `at`."""
+    """Body of `POST /v1/sessions/{id}/fork`: a new session that goes on as this one is, or was just before frame `at`.
+
+    Mode and media are those of this session where they are left out.
+    """
 
     at: int | None = Field(default=None, ge=0)
     mode: Mode | None = None
-    media: Media = Media()
+    media: Media | None = None
     linger_s: float | None = Field(default=None, ge=0, le=600)
 
 

@@ -53,6 +53,7 @@ export const ERROR = Object.freeze({
  * @property {"ack"} [type]
  * @property {string|number} event_id
  * @property {number} applied_at_frame
+ * @property {number|null} [restored_frame]
  */
 /**
  * @typedef {Object} Action
@@ -71,6 +72,8 @@ export const ERROR = Object.freeze({
  * @property {boolean} [stepped]
  * @property {boolean} [fork]
  * @property {boolean} [snapshot]
+ * @property {number} [kept_frames]
+ * @property {number} [kept_every]
  * @property {boolean} [prompt]
  * @property {boolean} [image]
  * @property {boolean} [mouse]
