@@ -169,7 +169,7 @@ def play(
 
 
 def _invite(console: Console, url: str) -> None:
-    console.print(f"play it at [bold cyan]{url}[/]  (Ctrl-C stops)", highlight=False)
+    console.print(f"play it at [bold cyan]{url}[/]  (Ctrl-C stops)", highlight=False, soft_wrap=True)
 
 
 def dream(args: ServeArgs, world: Playable[Any], params: Params, prompts: Prompt, console: Console) -> None:
@@ -183,7 +183,9 @@ def dream(args: ServeArgs, world: Playable[Any], params: Params, prompts: Prompt
         write_rollout(
             world, params, prompts, controls, args.out, args.seed, lambda done, _: progress.update(task, completed=done)
         )
-    console.print(f"wrote {args.out}: {len(controls.keys)} frames at {world.config.fps:g} fps", highlight=False)
+    console.print(
+        f"wrote {args.out}: {len(controls.keys)} frames at {world.config.fps:g} fps", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

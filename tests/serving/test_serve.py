@@ -92,6 +92,31 @@ def test_told_to_stop_the_server_says_goodbye_and_exits_cleanly(world_folder, ro
         process.wait()
 
 
+@pytest.mark.slow
+def test_told_to_stop_while_it_compiles_the_server_lets_go_and_exits_at_once(root, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "serve.py", "worlds/coinrun", "--port", port, "--cache-dir", tmp_path / "empty"]
+    log = tmp_path / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen([str(word) for word in command], cwd=root, stdout=out, stderr=out)
+    try:
+        ticket = _ticket(f"http://127.0.0.1:{port}", process)
+        with connect(
+            ticket["ws_url"], subprotocols=[Subprotocol("wm.v1"), Subprotocol("wm.auth." + ticket["token"])]
+        ) as player:
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    player.recv(60)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+        assert process.wait(60) == 0 and "ready" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def _ticket(url: str, process: subprocess.Popen) -> dict:
     """A session, as soon as the server listens; it may still be compiling."""
     deadline = time.monotonic() + 240

@@ -5,12 +5,14 @@ import contextlib
 import hmac
 import logging
 import math
+import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import uvicorn
 from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect
@@ -370,6 +372,8 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         await self._service.lobby.drain()
+        if not self._service.batcher.stage.is_ready:
+            _leave()  # a compile cannot be told to stop, and waiting for one keeps whoever pressed Ctrl-C for minutes
         self.should_exit = True
 
 
@@ -421,12 +425,15 @@ def serve(
       OSError: the address is taken or not this machine's.
     """
     use_compile_cache(compile_cache_dir(config))
-    signal.signal(signal.SIGTERM, _leave)  # until uvicorn takes over: there is nobody to let go yet
+    signal.signal(signal.SIGTERM, lambda *_: _leave())  # until uvicorn takes over: there is nobody to let go yet
     with contextlib.closing(bind(config)) as sock:
         host = f"[{config.host}]" if ":" in config.host else config.host
         announce(f"http://{host}:{sock.getsockname()[1]}")
         make_server(config, make_app(config, world, params, prompts, artifact)).run(sockets=[sock])
 
 
-def _leave(sig: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
+def _leave() -> NoReturn:
+    """Ends the process well and at once; an exception could be lost in whatever callback the signal came into."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
