@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
+import socket
 import struct
 import threading
 import time
@@ -18,6 +20,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 import wm_jax as wm
+from wm_jax.checkpoint import save_world
 from wm_jax.ports.open_oasis import OasisWorld
 from wm_jax.serving.app import Service, bind, make_app, make_server
 from wm_jax.serving.config import ServeConfig
@@ -47,6 +50,7 @@ class Server:
     prompts: wm.Prompt
     service: Service
     http: httpx.Client
+    stop: Callable[[], None]
     tickets: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def create(self, **body: Any) -> dict[str, Any]:
@@ -110,6 +114,24 @@ class Talk:
         return self.frames[before : before + count]
 
 
+@pytest.fixture(scope="session")
+def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny world inside a run's folder, with prompts like the served one's, so that it is compiled already."""
+    run = tmp_path_factory.mktemp("run")
+    world, params = wm.tiny_world(0)
+    prompts = tiny_prompts()
+    assert prompts.controls is not None
+    save_world(run / "world", world.config, params, {"frames": prompts.frames, "keys": prompts.controls.keys})
+    return run
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
 def tiny_prompts(keys: int = 4) -> wm.Prompt:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (3, 2, 32, 32, 3), dtype=np.uint8)
@@ -117,9 +139,9 @@ def tiny_prompts(keys: int = 4) -> wm.Prompt:
 
 
 @contextlib.contextmanager
-def serving(world: Playable[Any], params: Any, prompts: wm.Prompt) -> Iterator[Server]:
-    """A server of this world, ready to play."""
-    config = ServeConfig(port=0, slots=2, drain_s=0.2, max_step_frames=64)
+def serving(world: Playable[Any], params: Any, prompts: wm.Prompt, **settings: Any) -> Iterator[Server]:
+    """A server of this world, ready to play; stopped as by a signal, its players told."""
+    config = ServeConfig(**{"port": 0, "slots": 2, "drain_s": 0.2, "max_step_frames": 64, **settings})
     app = make_app(config, world, params, prompts)
     with bind(config) as sock:
         uvicorn = make_server(config, app)
@@ -129,7 +151,9 @@ def serving(world: Playable[Any], params: Any, prompts: wm.Prompt) -> Iterator[S
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
             with httpx.Client() as http:
                 wait_until_ready(url, http)
-                yield Server(url, world, params, prompts, app.state.service, http)
+                service: Service = app.state.service
+                assert service.loop is not None
+                yield Server(url, world, params, prompts, service, http, functools.partial(uvicorn.drain, service.loop))
         finally:
             uvicorn.should_exit = True
             thread.join(30)

@@ -51,7 +51,7 @@ async def playing() -> AsyncIterator[tuple[Session, Batcher]]:
         loop.call_soon_threadsafe(show, delivery)
 
     batcher = Batcher(StillEngine(), Arcade("none", deliver), 30.0, deliver)
-    lobby = Lobby(ServeConfig(slots=1), KEYS, 30.0, batcher)
+    lobby = Lobby(ServeConfig(slots=1, history=0), KEYS, 30.0, batcher, memory_bytes=1)
     session = lobby.create(CreateSession(mode="stepped", media=Media(codec="raw")), Opening(0)).session
     session.is_connected = True
     batcher.begin()

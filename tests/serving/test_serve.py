@@ -18,18 +18,6 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 import serve
-import wm_jax as wm
-from wm_jax.checkpoint import save_world
-
-
-@pytest.fixture(scope="module")
-def world_folder(tmp_path_factory):
-    """A tiny world inside a run's folder, with prompts like the served one's, so that it is compiled already."""
-    run = tmp_path_factory.mktemp("run")
-    world, params = wm.tiny_world(0)
-    frames = np.random.default_rng(0).integers(0, 255, (3, 2, 32, 32, 3), dtype=np.uint8)
-    save_world(run / "world", world.config, params, {"frames": frames, "keys": np.zeros((3, 2, 4), bool)})
-    return run
 
 
 def run_main(monkeypatch, *arguments: object) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import logging
 import math
@@ -27,6 +28,7 @@ from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher, Delivery
 from wm_jax.serving.config import ServeConfig, compile_cache_dir
 from wm_jax.serving.engine import Engine, Scenes, use_compile_cache
+from wm_jax.serving.keeper import Keeper, captured
 from wm_jax.serving.limits import Guard, is_allowed_origin
 from wm_jax.serving.lobby import Lobby, Place
 from wm_jax.serving.protocol import (
@@ -45,18 +47,18 @@ from wm_jax.serving.protocol import (
     SessionCreated,
     SessionState,
     SessionTicket,
+    Snapshotted,
     Source,
     dump,
 )
 from wm_jax.serving.real import Arcade
+from wm_jax.serving.snapshots import SnapshotStore, fingerprint
 from wm_jax.serving.websocket import Connection, error_message
 from wm_jax.types import Params, Prompt
 from wm_jax.world import Playable
 
 log = logging.getLogger(__name__)
 
-CAPTURE_S = 10.0
-"""How long a fork waits for the device."""
 PAGE = Path(__file__).parent / "page"
 
 Bearer = Annotated[str | None, Header(alias="Authorization")]
@@ -66,6 +68,7 @@ HTTP_STATUS = {
     ErrorCode.FORBIDDEN_ORIGIN: 403,
     ErrorCode.UNKNOWN_SESSION: 404,
     ErrorCode.UNKNOWN_MODEL: 404,
+    ErrorCode.UNKNOWN_SNAPSHOT: 404,
     ErrorCode.FULL: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
@@ -74,6 +77,8 @@ CLOSE_CODES = {
     ErrorCode.UNAUTHORIZED: CloseCode.UNAUTHORIZED,
     ErrorCode.FORBIDDEN_ORIGIN: CloseCode.FORBIDDEN_ORIGIN,
     ErrorCode.UNKNOWN_SESSION: CloseCode.UNKNOWN_SESSION,
+    ErrorCode.FULL: CloseCode.BUSY,
+    ErrorCode.DRAINING: CloseCode.GO_AWAY,
 }
 # The page itself never evaluates text; browser drivers that wait for a condition in it do.
 HEADERS = {
@@ -101,35 +106,77 @@ class Service:
         self.takes_image = world.takes_image or self.scenes.count > 0
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         engine = Engine(world, params, self.scenes, config.slots, artifact)
         arcade = Arcade(self.world.env, self._deliver)
         self.batcher = Batcher(engine, arcade, self.world.fps, self._deliver)
-        self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher, engine.memory_bytes)
+        self.keeper = _keeper(config, world, params, self.batcher)
+        self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher, engine.memory_bytes, self.keeper)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compiles and plays in the background while the server is up."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.batcher.begin()
-        sweeper = asyncio.create_task(self.lobby.sweep_forever())
+        forever = [asyncio.create_task(self.lobby.sweep_forever())]
+        if self.keeper is not None:
+            forever.append(asyncio.create_task(self.lobby.keep_forever()))
         try:
             yield
         finally:
-            sweeper.cancel()
+            for task in forever:
+                task.cancel()
             await self.lobby.drain()
             await asyncio.to_thread(self.batcher.stop)
 
     def _deliver(self, delivery: Delivery) -> None:
-        if delivery and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_show_all, delivery)
+        if delivery and self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(_show_all, delivery)
 
-    def create(self, body: CreateSession) -> Place:
+    async def create(self, body: CreateSession) -> Place:
         """Seats a new session, or refuses to."""
         if self.batcher.stage.failure is not None:
             raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
         opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
+        if body.init.snapshot is not None:
+            _, moment = await self._kept("init.snapshot").load(body.init.snapshot)
+            opening = moment.opening
         return self.lobby.create(body, opening)
+
+    async def come_back(self, session_id: str, resume_token: str) -> Place:
+        """The session of that name, from the disk if it is not here; whoever comes must know its token.
+
+        Raises:
+          Refusal: there is none, it is another token's, or every slot is taken.
+        """
+        try:
+            return self.lobby.find(session_id)
+        except Refusal:
+            if self.keeper is None:
+                raise
+            record, moment = await self.keeper.find(session_id, resume_token)
+            return self.lobby.resume(record, moment, resume_token)
+
+    async def snapshot(self, place: Place) -> Snapshotted:
+        """Writes a session to the disk under a name of its own.
+
+        Raises:
+          Refusal: this server keeps no snapshots, the session plays the real game, or the disk is full.
+        """
+        keeper = self._kept("snapshot")
+        try:
+            name, record, size = await keeper.snapshot(place.session, place.resume_token, place.linger_s)
+        except OSError as error:
+            log.warning("a snapshot could not be written: %s", error)
+            raise Refusal(ErrorCode.BUSY, "the server's disk takes no snapshot now", retry_after_ms=10_000) from None
+        expires_at = record.saved_at + self.config.snapshot_age_s
+        return Snapshotted(snapshot=name, frame_id=record.frame_id, bytes=size, expires_at=expires_at)
+
+    def _kept(self, param: str) -> Keeper:
+        if self.keeper is None:
+            text = "this server keeps no snapshots: it was started without --snapshots"
+            raise Refusal(ErrorCode.UNSUPPORTED, text, param=param)
+        return self.keeper
 
     async def fork(self, place: Place, body: ForkSession) -> Place:
         """Seats a new session that goes on as this one is, or was just before a frame that is kept.
@@ -139,10 +186,7 @@ class Service:
         """
         session = place.session
         if body.at is None:
-            try:
-                opening = await asyncio.wait_for(asyncio.wrap_future(self.batcher.capture(session)), CAPTURE_S)
-            except TimeoutError:
-                raise Refusal(ErrorCode.BUSY, "the device is busy; try again", retry_after_ms=1000) from None
+            opening = (await captured(self.batcher.capture(session))).opening
         else:
             opening = session.opening_at(body.at)
         mode = session.mode if body.mode is None else body.mode
@@ -172,6 +216,14 @@ class Service:
         allowed = [self.config.auth] if place is None else [self.config.auth, place.token, place.resume_token]
         if not any(hmac.compare_digest(token, known.encode()) for known in allowed):
             raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
+
+
+def _keeper(config: ServeConfig, world: Playable[Any], params: Params, batcher: Batcher) -> Keeper | None:
+    if config.snapshots is None:
+        return None
+    folder = Path(config.snapshots).expanduser()
+    store = SnapshotStore(folder, world, fingerprint(world, params), config.snapshot_mb, config.snapshot_age_s)
+    return Keeper(store, batcher.capture)
 
 
 def _show_all(delivery: Delivery) -> None:
@@ -290,7 +342,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
     ) -> SessionTicket:
         """A seat, and where to connect."""
         service.check_bearer(authorization)
-        return ticket(request, service.create(body or CreateSession()))
+        return ticket(request, await service.create(body or CreateSession()))
 
     @app.post("/v1/sessions/{session_id}/fork", status_code=201)
     async def fork(  # pyright: ignore[reportUnusedFunction]
@@ -299,6 +351,11 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
         """A seat for a session that goes on as another one is or was; it costs a slot, so it wants the server's secret."""
         service.check_bearer(authorization)
         return ticket(request, await service.fork(service.lobby.find(session_id), body or ForkSession()))
+
+    @app.post("/v1/sessions/{session_id}/snapshot", status_code=201)
+    async def snapshot(place: Annotated[Place, Depends(place_of)]) -> Snapshotted:  # pyright: ignore[reportUnusedFunction]
+        """Writes a session to this server's disk, for `init.snapshot` of later ones."""
+        return await service.snapshot(place)
 
     @app.get("/v1/sessions/{session_id}")
     async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
@@ -318,15 +375,16 @@ def _add_socket(app: FastAPI, service: Service) -> None:
         offered: list[str] = websocket.scope.get("subprotocols", [])
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
-            place = _admit(service, websocket, session_id, offered)
-            await Connection(service.lobby, place, websocket, service.created(place)).run()
+            place = await _admit(service, websocket, session_id, offered)
+            created, snapshot = service.created(place), functools.partial(service.snapshot, place)
+            await Connection(service.lobby, place, websocket, created, snapshot).run()
         except Refusal as refusal:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await websocket.send_text(dump(error_message(refusal, fatal=True)))
                 await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
 
 
-def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
+async def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
     """The session this socket may have, by its origin, its version and its token."""
     origin, host = websocket.headers.get("origin"), websocket.headers.get("host", "")
     if not is_allowed_origin(origin, host, service.config):
@@ -337,7 +395,7 @@ def _admit(service: Service, websocket: WebSocket, session_id: str, offered: lis
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
         raise Refusal(ErrorCode.WRONG_VERSION, text)
     token = next((name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)), "")
-    place = service.lobby.find(session_id)
+    place = await service.come_back(session_id, token)
     service.lobby.check_token(place, token)
     return place
 
@@ -363,12 +421,11 @@ class DrainingServer(uvicorn.Server):
         if self._draining is not None:
             self.should_exit = self.force_exit = True
             return
-        loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(self._begin_to_drain, loop)
+        self.drain(asyncio.get_running_loop())
 
-    def _begin_to_drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._draining is None:
-            self._draining = loop.create_task(self._drain())
+    def drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Lets the players go, then stops; from any thread, `loop` is the one that serves."""
+        loop.call_soon_threadsafe(self._begin_to_drain, loop)
 
     async def _drain(self) -> None:
         await self._service.lobby.drain()

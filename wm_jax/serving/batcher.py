@@ -22,7 +22,7 @@ from wm_jax.serving.outbox import EncodedFrame
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.scatter import encode_turn, is_wanted
-from wm_jax.serving.session import Opening, Session, Turn
+from wm_jax.serving.session import Moment, Session, Turn
 from wm_jax.types import Controls
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Batcher:
         self._seats: list[Session | None] = [None] * engine.slots
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._captures: queue.SimpleQueue[tuple[Session, Future[Opening]]] = queue.SimpleQueue()
+        self._captures: queue.SimpleQueue[tuple[Session, Future[Moment]]] = queue.SimpleQueue()
         self._is_stopping = False
         self._due = 0.0
         self._in_flight = 0
@@ -157,9 +157,13 @@ class Batcher:
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
-    def capture(self, session: Session) -> "Future[Opening]":
-        """What another session starts from to be this one as it is between two frames."""
-        asked: Future[Opening] = Future()
+    def capture(self, session: Session) -> "Future[Moment]":
+        """A session as it is between two frames, with a copy of all that it remembers.
+
+        Raises (from the future):
+          Refusal: it has ended, or plays the real game, which nobody can copy.
+        """
+        asked: Future[Moment] = Future()
         self._captures.put((session, asked))
         self.wake()
         return asked
@@ -169,10 +173,15 @@ class Batcher:
     def _capture_all(self) -> None:
         while not self._captures.empty():
             session, asked = self._captures.get()
-            if session in self._seats:
-                asked.set_result(session.opening_now(self._engine.take(self._seats.index(session))))
-            else:
+            if not asked.set_running_or_notify_cancel():
+                continue  # nobody waits any more
+            if session not in self._seats:
                 asked.set_exception(Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended"))
+            elif session.source == "real":
+                text = "this session plays the real game, which cannot be copied; switch it to the dream first"
+                asked.set_exception(Refusal(ErrorCode.UNSUPPORTED, text))
+            else:
+                asked.set_result(session.moment(self._engine.take(self._seats.index(session))))
 
     def _run(self) -> None:
         try:

@@ -36,6 +36,11 @@ class ServeConfig:
       history: States of a session that are kept on the device, to go back to and to fork from.
       history_every: Frames from one kept state to the next.
       history_mb: What the kept states of one session may occupy; a world with large ones keeps fewer.
+      snapshots: Folder in which sessions outlive this process; None: they end with it. Whoever reads it can read what
+        they dreamt and go on with it.
+      snapshot_every_s: Seconds from one writing of a session to the next.
+      snapshot_mb: What that folder may hold; the oldest make room.
+      snapshot_age_s: Seconds after which what is written there is removed.
     """
 
     host: str = "127.0.0.1"
@@ -58,6 +63,10 @@ class ServeConfig:
     history: int = 16
     history_every: int = 15
     history_mb: float = 64.0
+    snapshots: str | None = None
+    snapshot_every_s: float = 5.0
+    snapshot_mb: float = 4096.0
+    snapshot_age_s: float = 86_400.0
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -73,6 +82,8 @@ class ServeConfig:
                 f"history is {self.history}, every {self.history_every} frames, {self.history_mb} MB: "
                 "they must be at least 0, 1 and 0"
             )
+        if not self.snapshot_every_s > 0 or not self.snapshot_mb > 0 or not self.snapshot_age_s > 0:
+            raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:

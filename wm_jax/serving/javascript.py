@@ -24,6 +24,8 @@ TYPES: tuple[type[BaseModel], ...] = (
     protocol.Error,
     protocol.GoAway,
     protocol.SessionEnded,
+    protocol.Snapshot,
+    protocol.Snapshotted,
     protocol.FramesHeader,
     protocol.CreateSession,
     protocol.SessionTicket,

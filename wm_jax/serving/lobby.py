@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.history import History
+from wm_jax.serving.keeper import Keeper
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import (
     CloseCode,
@@ -18,11 +19,13 @@ from wm_jax.serving.protocol import (
     Error,
     ErrorCode,
     GoAway,
+    Media,
     Refusal,
     SessionEnded,
     SessionState,
 )
-from wm_jax.serving.session import Opening, Session
+from wm_jax.serving.session import Moment, Opening, Session
+from wm_jax.serving.snapshots import Record
 from wm_jax.types import ControlSpace
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class Place:
       resume_token: For later ones; good as long as the session.
       left_at: Monotonic time at which its connection dropped, or at which it was created.
       heard_at: Monotonic time of the client's last message.
+      kept_at: The next frame of what was last written to the disk.
+      is_kept: Whether its client may come back to it in another process.
     """
 
     session: Session
@@ -59,15 +64,24 @@ class Place:
     connection: "Connection | None" = None
     was_connected: bool = False
     ended: str | None = None
+    kept_at: int = -1
+    is_kept: bool = False
 
 
 class Lobby:
     """All sessions of one server. Used by the event loop alone."""
 
     def __init__(
-        self, config: ServeConfig, controls: ControlSpace, fps: float, batcher: Batcher, memory_bytes: int
+        self,
+        config: ServeConfig,
+        controls: ControlSpace,
+        fps: float,
+        batcher: Batcher,
+        memory_bytes: int,
+        keeper: Keeper | None = None,
     ) -> None:
         self.config = config
+        self.keeper = keeper
         self.batcher = batcher
         self.is_draining = False
         # What is kept of a session, if each of its states is so large.
@@ -82,9 +96,25 @@ class Lobby:
         Raises:
           Refusal: every slot is taken, or the server is about to stop.
         """
-        if self.is_draining:
-            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
-        session = Session(
+        return self._seat(self._session(body, opening), body.linger_s)
+
+    def resume(self, record: Record, moment: Moment, resume_token: str) -> Place:
+        """Seats a session of an earlier process; where it is back already, that one.
+
+        Raises:
+          Refusal: every slot is taken, or the server is about to stop.
+        """
+        known = self._places.get(record.session_id)
+        if known is not None:
+            return known
+        body = CreateSession(mode=record.mode, media=Media(codec=record.codec, quality=record.quality))
+        session = self._session(body, dataclasses.replace(moment.opening, memory=None))
+        session.stride = record.stride
+        session.go_on(record.session_id, moment, record.is_fork)
+        return self._seat(session, record.linger_s, resume_token)
+
+    def _session(self, body: CreateSession, opening: Opening) -> Session:
+        return Session(
             self._controls,
             self._fps,
             Outbox(None if body.mode == "stepped" else self.config.credit_window, self.batcher.wake),
@@ -97,6 +127,10 @@ class Lobby:
             max_step_frames=self.config.max_step_frames,
             history=History(self.kept_frames, self.config.history_every),
         )
+
+    def _seat(self, session: Session, linger_s: float | None, resume_token: str | None = None) -> Place:
+        if self.is_draining:
+            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
         if not self.batcher.seat(session):
             raise Refusal(
                 ErrorCode.FULL,
@@ -108,8 +142,8 @@ class Lobby:
             session=session,
             token=secrets.token_urlsafe(24),
             expires_at=time.time() + self.config.token_s,
-            resume_token=secrets.token_urlsafe(24),
-            linger_s=self.config.linger_s if body.linger_s is None else body.linger_s,
+            resume_token=resume_token or secrets.token_urlsafe(24),
+            linger_s=self.config.linger_s if linger_s is None else linger_s,
             left_at=now,
             heard_at=now,
         )
@@ -181,9 +215,12 @@ class Lobby:
         self._places.pop(session.id, None)
         session.is_connected = False
         self.batcher.evict(session)
+        if self.keeper is not None and not place.is_kept:
+            self.keeper.forget(session.id)
         if place.connection is not None:
             seconds = round(time.monotonic() - session.started_at, 3)
-            place.connection.finish(SessionEnded(reason=reason, frames=session.frames, seconds=seconds), code)
+            last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
+            place.connection.finish(last, code)
 
     async def sweep_forever(self) -> None:
         """Ends what nobody came for, nobody came back to, or nobody speaks to."""
@@ -198,14 +235,41 @@ class Lobby:
         self.is_draining = True
         deadline = time.monotonic() + self.config.drain_s
         for place in self._connected():
-            message = GoAway(deadline_ms=round(1e3 * self.config.drain_s), reason="the server is about to stop")
+            message = GoAway(
+                deadline_ms=round(1e3 * self.config.drain_s),
+                reason="the server is about to stop",
+                resumable=self.keeper is not None,
+            )
             place.session.outbox.put(message)
         while self._connected() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+        for place in list(self._places.values()):
+            place.is_kept = await self._keep(place)
         finishing = [place.connection for place in self._connected()]
         for place in list(self._places.values()):
             self.end(place, "draining", CloseCode.GO_AWAY)
         await asyncio.gather(*(connection.closed.wait() for connection in finishing if connection is not None))
+
+    async def keep_forever(self) -> None:
+        """Writes every session that went on since, and makes room, every `snapshot_every_s` seconds."""
+        assert self.keeper is not None
+        while True:
+            await asyncio.sleep(self.config.snapshot_every_s)
+            for place in list(self._places.values()):
+                if place.session.frames > place.kept_at and await self._keep(place) and place.ended is not None:
+                    self.keeper.forget(place.session.id)  # it ended while it was written
+            await self.keeper.sweep()
+
+    async def _keep(self, place: Place) -> bool:
+        """Writes a session to the disk; whether it is there."""
+        if self.keeper is None or place.session.source == "real" or not self.batcher.stage.is_ready:
+            return False
+        try:
+            place.kept_at = await self.keeper.keep(place.session, place.resume_token, place.linger_s)
+        except (Refusal, OSError) as error:
+            log.warning("session %s could not be saved: %s", place.session.id, error)
+            return False
+        return True
 
     def _connected(self) -> list[Place]:
         return [place for place in self._places.values() if place.connection is not None]

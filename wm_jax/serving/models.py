@@ -78,6 +78,7 @@ def capabilities(
 ) -> Capabilities:
     """What a session may ask for."""
     return Capabilities(
+        snapshot=config.snapshots is not None,
         image=takes_image,
         kept_frames=kept_frames,
         kept_every=config.history_every,
@@ -103,6 +104,8 @@ def session_info(world: PlayableConfig, session: Session, status: str) -> Sessio
         fps=world.fps,
         width=width,
         height=height,
+        frames=session.frames,
+        resumed_at=session.resumed_at,
         seed=session.opening.seed,
         codec=session.codec,
         keys=keymap(world),
@@ -125,8 +128,6 @@ def check_request(
         text = f"the real game {world.env!r} is not installed where this server runs: `make games` installs it"
         text = text if world.env else f"the world {world.name!r} has no real game to switch to"
         raise Refusal(ErrorCode.UNSUPPORTED, text, param="source")
-    if body.init.snapshot is not None:
-        raise Refusal(ErrorCode.UNSUPPORTED, "this server keeps no snapshots", param="init.snapshot")
     if body.init.prompt is not None and body.init.prompt >= scenes:
         text = f"prompt {body.init.prompt} does not exist, this world ships {scenes} (from 0)"
         raise Refusal(ErrorCode.UNSUPPORTED, text, param="init.prompt")

@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN_ORIGIN = "forbidden_origin"
     UNKNOWN_SESSION = "unknown_session"
     UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_SNAPSHOT = "unknown_snapshot"
     WRONG_VERSION = "wrong_version"
     WRONG_IMAGE = "wrong_image"
     FULL = "full"
@@ -210,12 +211,20 @@ class Pong(Message):
 class NotOffered(Message):
     """Part of wm.v1 that this server does not offer; see the session's capabilities."""
 
-    type: Literal["prompt.set", "image.set", "session.fork", "session.snapshot"]
+    type: Literal["prompt.set", "image.set", "session.fork"]
+    event_id: EventId | None = None
+
+
+class Snapshot(Message):
+    """Write the session to the server's disk as it is; answered by `session.snapshotted`."""
+
+    type: Literal["session.snapshot"]
     event_id: EventId | None = None
 
 
 ClientMessage = Annotated[
-    Action | Control | Step | SessionUpdate | FrameAck | Ping | Pong | NotOffered, Field(discriminator="type")
+    Action | Control | Step | SessionUpdate | FrameAck | Ping | Pong | Snapshot | NotOffered,
+    Field(discriminator="type"),
 ]
 _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 
@@ -256,7 +265,13 @@ class Capabilities(Message):
 
 
 class SessionInfo(Message):
-    """One player's session."""
+    """One player's session.
+
+    Attributes:
+      frames: Index of its next frame.
+      resumed_at: The frame at which it went on from the disk, if the server was started anew since it began: whatever was
+        shown from that index on before is forgotten, and other frames get those numbers.
+    """
 
     id: str
     model: str
@@ -266,6 +281,8 @@ class SessionInfo(Message):
     fps: float
     width: int
     height: int
+    frames: int = 0
+    resumed_at: int | None = None
     seed: int
     codec: Codec
     keys: list[KeyInfo]
@@ -314,23 +331,43 @@ class Error(Message):
 
 
 class GoAway(Message):
-    """The server stops soon."""
+    """The server stops soon; whether the session can be resumed where it is started again, with the same token."""
 
     type: Literal["session.go_away"] = "session.go_away"
     deadline_ms: int
     reason: str
+    resumable: bool = False
 
 
 class SessionEnded(Message):
-    """The last message of a session."""
+    """The last message of a session; one that is `resumable` only sleeps."""
 
     type: Literal["session.ended"] = "session.ended"
     reason: str
     frames: int
     seconds: float
+    resumable: bool = False
 
 
-ServerMessage = SessionCreated | Status | Ack | Error | GoAway | SessionEnded | Ping | Pong
+class Snapshotted(Message):
+    """The session is on the disk: `snapshot` starts any number of others, by `init.snapshot`, until it expires.
+
+    Also the answer of `POST /v1/sessions/{id}/snapshot`.
+
+    Attributes:
+      frame_id: The first frame they will make.
+      expires_at: Seconds since the epoch; earlier if the server needs the room.
+    """
+
+    type: Literal["session.snapshotted"] = "session.snapshotted"
+    event_id: EventId | None = None
+    snapshot: str
+    frame_id: int
+    bytes: int
+    expires_at: float
+
+
+ServerMessage = SessionCreated | Status | Ack | Error | GoAway | SessionEnded | Snapshotted | Ping | Pong
 
 
 class FrameTimes(Message):
@@ -376,7 +413,9 @@ class FramesHeader(Message):
 
 
 class SessionInit(Message):
-    """What a session starts from: a seed, and a shipped prompt by number or a first image (base64 of PNG or JPEG)."""
+    """What a session starts from: a seed, and a shipped prompt by number or a first image (base64 of PNG or JPEG); or a
+    snapshot that this server has written, and then nothing else counts.
+    """
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     prompt: int | None = Field(default=None, ge=0)

@@ -68,6 +68,20 @@ class Turn(NamedTuple):
     pressed_at: float | None
 
 
+class Moment(NamedTuple):
+    """A session between two frames: what another one starts from to be this one as it is.
+
+    Attributes:
+      opening: With its memory, once it has any.
+      frame_id: Its next frame.
+      keys: Held before that.
+    """
+
+    opening: Opening
+    frame_id: int
+    keys: Bool[Any, " keys"]
+
+
 class _Pressed(NamedTuple):
     """An action as the world reads it, and what is told of it with the frames that obey it."""
 
@@ -120,6 +134,7 @@ class Session:
         history: History | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
+        self.resumed_at: int | None = None
         self.mode: Mode = mode
         self.source: Source = source
         self.codec: Codec = codec
@@ -151,8 +166,21 @@ class Session:
         self._restart: Opening | None = opening
         self._steps: deque[_StepWork] = deque()
         self._kept: OrderedDict[EventId, _StepWork] = OrderedDict()
+        self._launched_keys = self._keys
 
     # ---- the event loop's side
+
+    def go_on(self, session_id: str, moment: Moment, is_fork: bool) -> None:
+        """Becomes, before its first frame, the session of that name as it was at some moment of another process."""
+        assert self._next_frame == 0, "a session goes on before it has begun"
+        self.id = session_id
+        self.resumed_at = self._next_frame = self._asked = moment.frame_id
+        self._newest_shown = moment.frame_id - 1
+        self._restart = moment.opening
+        # A fork has no seed to begin at again: it begins where it went on.
+        self.opening = moment.opening if is_fork else dataclasses.replace(moment.opening, memory=None)
+        if self.mode == "stepped":
+            self._keys = self._launched_keys = moment.keys
 
     @property
     def frames(self) -> int:
@@ -248,7 +276,7 @@ class Session:
             return self._history.frames
 
     def opening_at(self, frame_id: int) -> Opening:
-        """What another session starts from to be this one as it was just before a frame, or before the newest kept one until then.
+        """What another session starts from to be this one as it was at the newest kept frame up to this one.
 
         Raises:
           Refusal: none that old is kept, or none at all.
@@ -323,6 +351,7 @@ class Session:
                 self._pressed_at,
             )
             self._next_frame += 1
+            self._launched_keys = self._keys
             self._restart = None
             self._pressed_at = None
             self._tapped = None
@@ -338,9 +367,14 @@ class Session:
         with self._lock:
             self._history.keep(frame_id, memory)
 
-    def opening_now(self, memory: Memory) -> Opening:
-        """What another session starts from to be this one as it is: `memory`, which is its slot's, once it was seated there."""
-        return dataclasses.replace(self.opening, memory=memory) if self.is_seated else self.opening
+    def moment(self, memory: Memory) -> Moment:
+        """The session as it is: with `memory`, which is its slot's, unless its next frame begins anew anyway."""
+        with self._lock:
+            restart = self._restart
+            if self.mode == "stepped" and self._steps:
+                restart = self._steps[0].opening if self._steps[0].launched == 0 else None
+            opening = restart or dataclasses.replace(self.opening, memory=memory if self.is_seated else None)
+            return Moment(opening, self._next_frame, self._launched_keys)
 
     # ---- inside
 
@@ -396,6 +430,7 @@ class Session:
             None,
         )
         self._next_frame += 1
+        self._launched_keys = work.rows[work.launched].keys
         work.launched += 1
         if work.launched == len(work.rows):
             self._steps.popleft()

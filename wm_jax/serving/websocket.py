@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import assert_never
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -28,6 +29,8 @@ from wm_jax.serving.protocol import (
     Refusal,
     SessionCreated,
     SessionUpdate,
+    Snapshot,
+    Snapshotted,
     Source,
     Status,
     Step,
@@ -67,13 +70,22 @@ class Connection:
       closed: Set when nothing will be sent any more.
     """
 
-    def __init__(self, lobby: Lobby, place: Place, websocket: WebSocket, created: SessionCreated) -> None:
+    def __init__(
+        self,
+        lobby: Lobby,
+        place: Place,
+        websocket: WebSocket,
+        created: SessionCreated,
+        snapshot: Callable[[], Awaitable[Snapshotted]],
+    ) -> None:
         self.closed = asyncio.Event()
         self._lobby = lobby
         self._place = place
         self._session = place.session
         self._websocket = websocket
         self._created = created
+        self._snapshot = snapshot
+        self._saving: asyncio.Task[None] | None = None
         self._finishing: asyncio.Future[tuple[Message, CloseCode]] = asyncio.get_running_loop().create_future()
         scale = STEPPED_RATE if self._session.mode == "stepped" else 1.0
         config = lobby.config
@@ -95,7 +107,7 @@ class Connection:
         try:
             await asyncio.wait([*tasks, self._finishing], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
+            for task in (*tasks, *([self._saving] if self._saving else [])):
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             await self._say_goodbye([result for result in results if isinstance(result, Exception)])
@@ -258,6 +270,8 @@ class Connection:
             case SessionUpdate():
                 self._ack(message.event_id, self._update(message))
                 self._lobby.batcher.wake()
+            case Snapshot():
+                self._begin_snapshot(message.event_id)
             case Ping():
                 now_ms = round(1e3 * time.time(), 3)
                 pong = Pong(type="pong", event_id=message.event_id, client_ts=message.client_ts, server_ts=now_ms)
@@ -283,6 +297,19 @@ class Connection:
             )
         self._check_restarts(message.event_id)
         return self._session.seek(message.frame, message.event_id)
+
+    def _begin_snapshot(self, event_id: EventId | None) -> None:
+        if self._saving is not None and not self._saving.done():
+            raise Refusal(ErrorCode.BUSY, "a snapshot of this session is being written", event_id=event_id)
+        self._saving = asyncio.ensure_future(self._save(event_id))
+
+    async def _save(self, event_id: EventId | None) -> None:
+        try:
+            done = await self._snapshot()
+            self._session.outbox.put(done.model_copy(update={"event_id": event_id}))
+        except Refusal as refusal:
+            refusal.event_id = event_id
+            self._session.outbox.put(error_message(refusal))
 
     def _control(self, message: Control) -> int:
         session = self._session

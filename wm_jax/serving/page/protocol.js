@@ -35,6 +35,7 @@ export const ERROR = Object.freeze({
   FORBIDDEN_ORIGIN: "forbidden_origin",
   UNKNOWN_SESSION: "unknown_session",
   UNKNOWN_MODEL: "unknown_model",
+  UNKNOWN_SNAPSHOT: "unknown_snapshot",
   WRONG_VERSION: "wrong_version",
   WRONG_IMAGE: "wrong_image",
   FULL: "full",
@@ -148,6 +149,7 @@ export const ERROR = Object.freeze({
  * @property {"session.go_away"} [type]
  * @property {number} deadline_ms
  * @property {string} reason
+ * @property {boolean} [resumable]
  */
 /**
  * @typedef {Object} Held
@@ -227,6 +229,7 @@ export const ERROR = Object.freeze({
  * @property {string} reason
  * @property {number} frames
  * @property {number} seconds
+ * @property {boolean} [resumable]
  */
 /**
  * @typedef {Object} SessionInfo
@@ -238,6 +241,8 @@ export const ERROR = Object.freeze({
  * @property {number} fps
  * @property {number} width
  * @property {number} height
+ * @property {number} [frames]
+ * @property {number|null} [resumed_at]
  * @property {number} seed
  * @property {"jpeg"|"png"|"raw"} codec
  * @property {KeyInfo[]} keys
@@ -264,6 +269,20 @@ export const ERROR = Object.freeze({
  * @property {"session.update"} type
  * @property {string|number|null} [event_id]
  * @property {"dream"|"real"|null} [source]
+ */
+/**
+ * @typedef {Object} Snapshot
+ * @property {"session.snapshot"} type
+ * @property {string|number|null} [event_id]
+ */
+/**
+ * @typedef {Object} Snapshotted
+ * @property {"session.snapshotted"} [type]
+ * @property {string|number|null} [event_id]
+ * @property {string} snapshot
+ * @property {number} frame_id
+ * @property {number} bytes
+ * @property {number} expires_at
  */
 /**
  * @typedef {Object} Status

@@ -1,0 +1,275 @@
+"""What outlives the process: snapshots on the disk, and sessions that come back after their server was stopped or killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+import wm_jax as wm
+from tests.serving.conftest import Talk, serving, tiny_prompts
+from wm_jax.export.programs import bare_shapes
+from wm_jax.serving.history import Memory
+from wm_jax.serving.protocol import Refusal
+from wm_jax.serving.session import Moment, Opening
+from wm_jax.serving.snapshots import Record, SnapshotStore, fingerprint
+
+NAME = "a-name-of-sixteen-or-more"
+STEPPED = {"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return wm.tiny_world(0)
+
+
+@pytest.fixture
+def store(tmp_path, tiny):
+    return SnapshotStore(tmp_path / "kept", tiny[0], "weights", 1.0, 60.0)
+
+
+def a_moment(world, frame_id: int = 9) -> Moment:
+    rng = np.random.default_rng(frame_id)
+    state = jax.tree.map(lambda leaf: rng.integers(0, 2, leaf.shape).astype(leaf.dtype), bare_shapes(world, 1))
+    image = rng.integers(0, 255, (*world.config.image, 3), dtype=np.uint8)
+    return Moment(Opening(3, 1, image, Memory(state)), frame_id, np.array([True, False, False, True]))
+
+
+def a_record(**fields) -> Record:
+    usual = dict(
+        world="weights", session_id=NAME, resume_sha256="x", saved_at=1.0, linger_s=60.0, mode="stepped", codec="raw",
+        quality=90, stride=1, seed=3, prompt=1, frame_id=9, held=[True, False, False, True], is_fork=False, stream=None,
+    )  # fmt: skip
+    return Record(**{**usual, **fields})
+
+
+def test_a_snapshot_is_read_as_it_was_written(store, tiny):
+    stream = np.random.default_rng(1).bit_generator.state
+    size = store.save(NAME, a_record(stream=stream), a_moment(tiny[0]))
+    record, moment = store.load(NAME)
+    assert record == store.read(NAME) == a_record(stream=stream) and size > 1000
+    assert (moment.frame_id, moment.opening.seed, moment.opening.prompt) == (9, 3, 1)
+    jax.tree.map(np.testing.assert_array_equal, moment, a_moment(tiny[0])._replace(opening=moment.opening))
+    wanted = a_moment(tiny[0]).opening
+    jax.tree.map(np.testing.assert_array_equal, moment.opening.memory.state, wanted.memory.state)
+    np.testing.assert_array_equal(moment.opening.image, wanted.image)
+    assert moment.opening.memory.stream == stream
+    store.forget(NAME)
+    with pytest.raises(Refusal, match="no such snapshot"):
+        store.load(NAME)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd_and_more", "/etc/passwd/and/more", "short", "a" * 65, "with.dots.in.the.name"]
+)
+def test_a_name_that_leads_elsewhere_is_none(store, name):
+    with pytest.raises(Refusal, match="no such snapshot"):
+        store.load(name)
+
+
+def test_what_is_broken_or_of_another_world_is_refused(store, tiny, tmp_path):
+    store.save(NAME, a_record(), a_moment(tiny[0]))
+    path = tmp_path / "kept" / f"{NAME}.safetensors"
+    whole, arrays = path.read_bytes(), load_file(path)
+    metadata = {"record": a_record().model_dump_json()}
+
+    def refused(text: str) -> None:
+        with pytest.raises(Refusal, match=text):
+            store.load(NAME)
+
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("broken")
+    save_file(arrays, path)
+    refused("broken")
+    save_file(dict(list(arrays.items())[1:]), path, metadata)
+    refused("other arrays")
+    save_file({**arrays, "image": np.zeros((4000, 4000, 3), np.uint8)}, path, metadata)
+    refused("other arrays")
+    save_file(arrays, path, {"record": a_record(world="other").model_dump_json()})
+    refused("another world")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    refused("no such snapshot")
+
+
+def test_what_is_old_or_too_much_makes_room(store, tiny, tmp_path):
+    names = [f"{NAME}-{index}" for index in range(4)]
+    for index, name in enumerate(names):
+        size = store.save(name, a_record(), a_moment(tiny[0]))
+        os.utime(tmp_path / "kept" / f"{name}.safetensors", (time.time() - 10 + index,) * 2)
+    os.utime(tmp_path / "kept" / f"{names[3]}.safetensors", (time.time() - 61,) * 2)
+    store.max_mb = 2.5 * size / 1e6
+    store.sweep()
+    assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == names[1:3]
+
+
+def test_a_save_that_fails_leaves_the_one_before_it(store, tiny, monkeypatch):
+    store.save(NAME, a_record(), a_moment(tiny[0]))
+
+    def fails(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wm_jax.serving.snapshots.save_file", fails)
+    with pytest.raises(OSError, match="No space"):
+        store.save(NAME, a_record(frame_id=10), a_moment(tiny[0], 10))
+    assert store.load(NAME)[0].frame_id == 9
+
+
+def test_other_weights_and_other_worlds_have_another_fingerprint(tiny):
+    world, params = tiny
+    other = jax.tree.map(lambda leaf: leaf + 1, params)
+    known = {fingerprint(world, params), fingerprint(world, other), fingerprint(wm.tiny_world(0)[0], params)}
+    assert len(known) == 2 and fingerprint(world, params) in known
+
+
+def steps(talk: Talk, count: int, step_id: int, held=()) -> list[bytes]:
+    talk.send("step", step_id=step_id, n=count, actions=[{"held": list(held)}])
+    return [payload for _, payload in talk.wait_for_frames(count)]
+
+
+def test_a_session_comes_back_after_the_server_was_stopped(tiny, tmp_path):
+    world, params = tiny
+    settings = dict(snapshots=str(tmp_path / "kept"), snapshot_every_s=600.0)
+    with serving(world, params, tiny_prompts(), **settings) as server:
+        alone = server.create(**STEPPED)
+        with server.connect(alone) as socket:
+            wanted = steps(server.talk(socket), 9, 1, ["ArrowUp"])
+        server.delete(alone)
+        ticket = server.create(**STEPPED)
+        with server.connect(ticket) as socket:
+            talk = server.talk(socket)
+            created = talk.wait_for("session.created")
+            assert created["capabilities"]["snapshot"] and "resumed_at" not in created["session"]
+            assert steps(talk, 4, 1, ["ArrowUp"]) == wanted[:4]
+            server.stop()
+            talk.wait_for("session.go_away", resumable=True)
+            assert talk.wait_for("session.ended")["resumable"]
+    assert [path.stem for path in (tmp_path / "kept").iterdir()] == [ticket["session_id"]]
+    with serving(world, params, tiny_prompts(), **settings) as server:
+        ticket["ws_url"] = ticket["ws_url"].replace(ticket["ws_url"].split("/")[2], server.url.split("/")[2])
+        with server.connect(ticket) as socket:
+            refused = server.talk(socket).wait_for("error")
+            assert refused["code"] == "unauthorized" and refused["fatal"]
+        with server.connect(ticket, created["resume_token"]) as socket:
+            talk = server.talk(socket)
+            again = talk.wait_for("session.created")
+            assert (again["session"]["id"], again["session"]["resumed_at"]) == (ticket["session_id"], 4)
+            assert steps(talk, 5, 2) == wanted[4:], "the keys that were held still are"
+            assert [header["frame_id"] for header, _ in talk.frames] == list(range(4, 9))
+            talk.send("control", op="reset", event_id="anew")
+            talk.wait_for("ack", event_id="anew")
+            assert steps(talk, 3, 3, ["ArrowUp"]) == wanted[:3]
+        server.delete({"session_id": ticket["session_id"]})
+        with server.connect(ticket, created["resume_token"]) as socket:
+            assert server.talk(socket).wait_for("error")["code"] == "unknown_session"
+    assert not list((tmp_path / "kept").iterdir()), "who has left is forgotten"
+
+
+def test_a_snapshot_starts_any_number_of_sessions(tiny, tmp_path):
+    world, params = tiny
+    with serving(world, params, tiny_prompts(), snapshots=str(tmp_path)) as server:
+        ticket = server.create(**STEPPED)
+        with server.connect(ticket) as socket:
+            talk = server.talk(socket)
+            steps(talk, 3, 1)
+            talk.send("session.snapshot", event_id="keep")
+            told = talk.wait_for("session.snapshotted", event_id="keep")
+            answer = server.http.post(f"{server.url}/v1/sessions/{ticket['session_id']}/snapshot").json()
+            assert told["frame_id"] == answer["frame_id"] == 3 and told["snapshot"] != answer["snapshot"]
+            wanted = steps(talk, 4, 2)
+        server.delete(ticket)
+        for name in (told["snapshot"], told["snapshot"], answer["snapshot"]):
+            other = server.create(mode="stepped", media={"codec": "raw"}, init={"snapshot": name})
+            with server.connect(other) as socket:
+                assert steps(server.talk(socket), 4, 1) == wanted
+            server.delete(other)
+        # A session's own file is its own client's alone.
+        for name in (ticket["session_id"], "snap_" + "a" * 24, "../../../../etc/passwd"):
+            refused = server.http.post(f"{server.url}/v1/sessions", json={"init": {"snapshot": name}})
+            assert (refused.status_code, refused.json()["code"]) == (404, "unknown_snapshot")
+
+
+def test_a_server_without_a_folder_keeps_none(server, talk):
+    assert not talk.wait_for("session.created")["capabilities"]["snapshot"]
+    talk.send("session.snapshot", event_id="keep")
+    assert "--snapshots" in talk.wait_for("error", event_id="keep")["message"]
+    refused = server.http.post(f"{server.url}/v1/sessions", json={"init": {"snapshot": "snap_" + "a" * 24}})
+    assert refused.json()["code"] == "unsupported"
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline, "waited for 20 s"
+        time.sleep(0.01)
+
+
+class Killable:
+    """`serve.py` as a process of its own, on the same port whenever it is started anew."""
+
+    def __init__(self, root: Path, world: Path, folder: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+        options = ["--port", port, "--slots", 2, "--snapshots", folder, "--snapshot-every-s", 0.2, "--cache-dir", cache]
+        self._command, self._root = [str(word) for word in (sys.executable, "serve.py", world, *options)], root
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, cwd=self._root)
+        while True:
+            assert self._process.poll() is None, "the server ended"
+            try:
+                if httpx.get(f"{self.url}/readyz").json()["ready"]:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.full)])
+def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder, root, tmp_path, free_port, kills):
+    """A player who reconnects is told the frame it goes on with, and gets there what it would have got alone."""
+    rng = np.random.default_rng(kills)
+    server = Killable(root, world_folder, tmp_path / "kept", free_port)
+    seen: dict[int, bytes] = {}
+    try:
+        ticket = httpx.post(f"{server.url}/v1/sessions", json=STEPPED).json()
+        token, resumed = ticket["token"], 0
+        for life in range(kills + 1):
+            with connect(ticket["ws_url"], subprotocols=["wm.v1", f"wm.auth.{token}"], compression=None) as socket:
+                talk = Talk(socket)
+                created = talk.wait_for("session.created")
+                token, at = created["resume_token"], created["session"]["frames"]
+                assert at == created["session"].get("resumed_at", 0) <= len(seen)
+                resumed += at > 0
+                until = time.monotonic() + rng.uniform(0.1, 1.0)
+                while time.monotonic() < until:
+                    talk.send("step", step_id=f"{life}-{len(talk.frames)}", n=3)
+                    for header, payload in talk.wait_for_frames(3):
+                        assert seen.setdefault(header["frame_id"], payload) == payload, "a frame made twice is the same"
+                wait_until(lambda: (tmp_path / "kept" / f"{ticket['session_id']}.safetensors").exists())
+                if life < kills:
+                    server.kill()
+                    with pytest.raises(ConnectionClosed):
+                        while True:
+                            talk.receive()
+            if life < kills:
+                server.start()
+        assert resumed and sorted(seen) == list(range(len(seen))), "no frame is missing"
+    finally:
+        server.kill()

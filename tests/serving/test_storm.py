@@ -1,0 +1,213 @@
+"""Players who come, leave, pause, fork, go back and start anew in any order: nobody's frames change by a bit."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import wm_jax as wm
+from wm_jax.serving.batcher import Batcher
+from wm_jax.serving.engine import Engine, Scenes
+from wm_jax.serving.history import History
+from wm_jax.serving.outbox import Outbox
+from wm_jax.serving.protocol import Action, Step
+from wm_jax.serving.real import Arcade
+from wm_jax.serving.session import Opening, Session
+
+SLOTS, DEPTH, EVERY = 3, 3, 2
+
+Past = tuple[Any, ...]
+"""How a dream came about: its seed, then what was held in each frame."""
+
+
+@functools.cache
+def engine() -> Engine:
+    world, params = wm.tiny_world(0)
+    made = Engine(world, params, Scenes(wm.Prompt()), SLOTS)
+    made.compile(lambda name, share: None)
+    return made
+
+
+def alone(past: Past) -> dict[Past, bytes]:
+    """Every frame of a dream that nobody shares the engine with, by what led to it."""
+    frames: dict[Past, bytes] = {}
+    served, active = engine(), np.arange(SLOTS) == 0
+    served.seat(0, Opening(past[0]))
+    for count in range(1, len(past)):
+        keys = np.zeros((SLOTS, 4), bool)
+        keys[0] = past[count]
+        frames[past[: count + 1]] = np.asarray(served.step(wm.Controls(keys), active))[0].tobytes()
+    return frames
+
+
+@dataclasses.dataclass
+class Player:
+    """The simple model of a session: what led to its next frame, and what is still to come."""
+
+    session: Session
+    past: Past
+    frame_id: int = 0
+    held: frozenset[int] = frozenset()
+    tapped: frozenset[int] = frozenset()
+    is_paused: bool = False
+    steps: list[tuple[Past | None, frozenset[int]]] = dataclasses.field(default_factory=list)
+    restart: Past | None = None
+    kept: list[tuple[int, Past]] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_due(self) -> bool:
+        return bool(self.steps) if self.session.mode == "stepped" else not self.is_paused
+
+    def next_frame(self) -> tuple[int, Past]:
+        """Index of the frame just made, and what led to it."""
+        restart, held = self.restart, self.held | self.tapped
+        if self.session.mode == "stepped":
+            restart, held = self.steps.pop(0)
+        else:
+            self.restart, self.tapped = None, frozenset()
+        self.past = restart or self.past
+        if self.frame_id % EVERY == 0:
+            self.kept = [*self.kept, (self.frame_id, self.past)][-DEPTH:]
+        self.past = (*self.past, tuple(key in held for key in range(4)))
+        self.frame_id += 1
+        return self.frame_id - 1, self.past
+
+
+players = st.integers(0, SLOTS - 1)
+keys = st.frozensets(st.integers(0, 3))
+
+
+class Storm(RuleBasedStateMachine):
+    """Drives the device loop by hand, one launch at a time, and a model of each player beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delivered: list[tuple[Session, Any]] = []
+        self.batcher = Batcher(engine(), Arcade("", lambda delivery: None), 15.0, self.delivered.extend)
+        self.players: list[Player] = []
+        self.seen: list[tuple[Past, bytes]] = []
+        self.codes = engine().world.config.controls.codes
+
+    def chosen(self, index: int) -> Player:
+        return self.players[index % len(self.players)]
+
+    def seat(self, opening: Opening, past: Past, mode: Any) -> None:
+        world = engine().world.config
+        session = Session(
+            world.controls, world.fps, Outbox(None), opening, mode=mode, codec="raw", history=History(DEPTH, EVERY)
+        )
+        session.is_connected = True
+        assert self.batcher.seat(session) == (len(self.players) < SLOTS)
+        if len(self.players) < SLOTS:
+            self.players.append(Player(session, past, restart=past))
+
+    @rule(seed=st.integers(0, 5), mode=st.sampled_from(["realtime", "stepped"]))
+    def join(self, seed: int, mode: str) -> None:
+        self.seat(Opening(seed), (seed,), mode)
+
+    @precondition(lambda self: self.players)
+    @rule(index=players)
+    def leave(self, index: int) -> None:
+        self.batcher.evict(self.players.pop(index % len(self.players)).session)
+
+    @precondition(lambda self: self.players)
+    @rule(index=players, held=keys)
+    def press(self, index: int, held: frozenset[int]) -> None:
+        player = self.chosen(index)
+        action = Action(type="action", held=[self.codes[key] for key in held])
+        assert player.session.press(action) == player.frame_id + len(player.steps)
+        if player.session.mode == "realtime":
+            player.tapped |= held - player.held
+        player.held = held
+
+    @precondition(lambda self: self.players)
+    @rule(index=players, count=st.integers(1, 3))
+    def step(self, index: int, count: int) -> None:
+        player = self.chosen(index)
+        if player.session.mode == "stepped" and len(player.steps) < 8:
+            player.session.ask(Step(type="step", step_id=f"{player.frame_id} {len(player.steps)}", n=count))
+            player.steps += [(player.restart if index == 0 else None, player.held) for index in range(count)]
+            player.restart = None
+
+    @precondition(lambda self: self.players)
+    @rule(index=players)
+    def pause(self, index: int) -> None:
+        player = self.chosen(index)
+        player.is_paused = not player.is_paused
+        player.session.pause(player.is_paused)
+
+    @precondition(lambda self: self.players)
+    @rule(index=players, seed=st.integers(0, 5))
+    def reset(self, index: int, seed: int) -> None:
+        player = self.chosen(index)
+        player.session.restart(seed)
+        if player.session.opening.memory is not None:  # a fork: at its own seed it begins again where it was forked
+            seed += 100
+            player.session.restart(seed)
+        player.restart = (seed,)
+
+    @precondition(lambda self: self.players)
+    @rule(index=players, back=st.integers(0, DEPTH))
+    def seek(self, index: int, back: int) -> None:
+        player = self.chosen(index)
+        assert player.session.kept_frames() == [frame for frame, _ in player.kept]
+        if back < len(player.kept):
+            frame, past = player.kept[back]
+            assert player.session.seek(frame + 1 if player.kept[-1][0] == frame else frame)[1] == frame
+            player.restart = past
+
+    @precondition(lambda self: self.players and len(self.players) < SLOTS)
+    @rule(index=players, mode=st.sampled_from(["realtime", "stepped"]))
+    def fork(self, index: int, mode: str) -> None:
+        player = self.chosen(index)
+        asked = self.batcher.capture(player.session)
+        self.batcher._capture_all()
+        moment, next_one = asked.result(), player.steps[0][0] if player.steps else player.restart
+        assert moment.frame_id == player.frame_id
+        self.seat(moment.opening, next_one or player.past, mode)
+
+    @precondition(lambda self: self.players and len(self.players) < SLOTS)
+    @rule(index=players, back=st.integers(0, DEPTH - 1))
+    def fork_of_the_past(self, index: int, back: int) -> None:
+        player = self.chosen(index)
+        if back < len(player.kept):
+            frame, past = player.kept[back]
+            self.seat(player.session.opening_at(frame), past, "stepped")
+
+    @rule()
+    def tick(self) -> None:
+        self.batcher._launch(is_tick=True)
+        due = [player for player in self.players if player.is_due]
+        self.delivered.clear()
+        if due:
+            launch = self.batcher._launched.get_nowait()
+            assert launch is not None
+            self.batcher._scatter(launch)
+        made = {session.id: frame for session, frame in self.delivered}
+        assert set(made) == {player.session.id for player in due}
+        for player in due:
+            frame_id, past = player.next_frame()
+            assert made[player.session.id].frame_id == frame_id
+            self.seen.append((past, made[player.session.id].payload))
+
+    @invariant()
+    def every_slot_is_free_or_taken(self) -> None:
+        assert self.batcher.free_slots == SLOTS - len(self.players)
+
+    def teardown(self) -> None:
+        known: dict[Past, bytes] = {}
+        for past, _ in sorted(self.seen, key=lambda seen: -len(seen[0])):
+            if past not in known:
+                known |= alone(past)
+        for past, payload in self.seen:
+            assert payload == known[past], f"after {past} the dream depends on its neighbours"
+
+
+Storm.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestStorm = Storm.TestCase

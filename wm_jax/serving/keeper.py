@@ -1,0 +1,125 @@
+"""Which sessions are on the disk, and how they come back: between the lobby, which knows them, and the store, which waits."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from wm_jax.serving.protocol import ErrorCode, Refusal
+from wm_jax.serving.session import Moment, Session
+from wm_jax.serving.snapshots import Record, SnapshotStore
+
+log = logging.getLogger(__name__)
+
+CAPTURE_S = 5.0
+PREFIX = "snap_"
+"""Of the names of snapshots that were asked for; whoever knows one may start from it."""
+
+
+class Keeper:
+    """Saves sessions beside the play and finds them again. Used by the event loop alone."""
+
+    def __init__(self, store: SnapshotStore, capture: "Callable[[Session], Future[Moment]]") -> None:
+        self._store = store
+        self._capture = capture
+        self._saving = asyncio.Lock()  # of two saves of one session the later one must be the one that stays
+
+    async def keep(self, session: Session, resume_token: str, linger_s: float) -> int:
+        """Writes a session under its own name; the frame that it will go on with.
+
+        Raises:
+          Refusal: the session has ended, plays the real game, or the device is busy.
+          OSError: the disk is full or broken.
+        """
+        return (await self._save(session.id, session, resume_token, linger_s))[1].frame_id
+
+    async def snapshot(self, session: Session, resume_token: str, linger_s: float) -> tuple[str, Record, int]:
+        """Writes a session under a new name that any number of others may start from: name, record, bytes.
+
+        Raises:
+          Refusal, OSError: as `keep`.
+        """
+        name = PREFIX + secrets.token_urlsafe(18)
+        size, record = await self._save(name, session, resume_token, linger_s)
+        return name, record, size
+
+    async def find(self, session_id: str, resume_token: str) -> tuple[Record, Moment]:
+        """A session of an earlier process.
+
+        Raises:
+          Refusal: none is kept under that name, or it is another token's.
+        """
+        if session_id.startswith(PREFIX):
+            raise Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended", param="session_id")
+        try:
+            record, moment = await asyncio.to_thread(self._store.load, session_id)
+        except Refusal as refusal:
+            text = f"no such session, or it has ended: {refusal.message}"
+            raise Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id") from None
+        if not hmac.compare_digest(record.resume_sha256, _digest(resume_token)):
+            raise Refusal(ErrorCode.UNAUTHORIZED, f"the token in wm.auth.<token> is not session {session_id}'s")
+        return record, moment
+
+    async def load(self, name: str) -> tuple[Record, Moment]:
+        """A snapshot that was asked for.
+
+        Raises:
+          Refusal: there is none of that name, or it is of another world.
+        """
+        if not name.startswith(PREFIX):
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired", param="init.snapshot")
+        return await asyncio.to_thread(self._store.load, name)
+
+    def forget(self, session_id: str) -> None:
+        """The session has ended: nobody may come back to it."""
+        self._store.forget(session_id)
+
+    async def sweep(self) -> None:
+        """Makes room."""
+        await asyncio.to_thread(self._store.sweep)
+
+    async def _save(self, name: str, session: Session, resume_token: str, linger_s: float) -> tuple[int, Record]:
+        async with self._saving:
+            moment = await captured(self._capture(session))
+            record = self._record(session, resume_token, linger_s, moment)
+            return await asyncio.to_thread(self._store.save, name, record, moment), record
+
+    def _record(self, session: Session, resume_token: str, linger_s: float, moment: Moment) -> Record:
+        opening, memory = moment.opening, moment.opening.memory
+        return Record(
+            world=self._store.world,
+            session_id=session.id,
+            resume_sha256=_digest(resume_token),
+            saved_at=time.time(),
+            linger_s=linger_s,
+            mode=session.mode,
+            codec=session.codec,
+            quality=session.quality,
+            stride=session.stride,
+            seed=opening.seed,
+            prompt=opening.prompt,
+            frame_id=moment.frame_id,
+            held=[bool(key) for key in moment.keys],
+            is_fork=session.opening.memory is not None,
+            stream=None if memory is None else memory.stream,
+        )
+
+
+async def captured(asked: "Future[Moment]") -> Moment:
+    """The moment that a batcher was asked for.
+
+    Raises:
+      Refusal: it cannot be had, or not within `CAPTURE_S`.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(asked), CAPTURE_S)
+    except TimeoutError:
+        raise Refusal(ErrorCode.BUSY, "the device is busy; try again", retry_after_ms=1000) from None
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

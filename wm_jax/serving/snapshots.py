@@ -1,0 +1,199 @@
+"""What outlives the process: one safetensors file a session, with all it remembers and what a server must know of it."""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wm_jax.export.programs import bare_shapes
+from wm_jax.serving.history import Memory
+from wm_jax.serving.protocol import Codec, ErrorCode, Mode, Refusal
+from wm_jax.serving.session import Moment, Opening
+from wm_jax.types import Params
+from wm_jax.world import Playable
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+NAME = re.compile(r"[A-Za-z0-9_-]{16,64}")
+HASHED_BYTES = 65_536
+"""Of each array of weights: enough to tell two trainings apart, and little enough for weights of many gigabytes."""
+
+
+class Record(BaseModel):
+    """What is written of a session beside its arrays.
+
+    Attributes:
+      world: The fingerprint of world and weights that dreamt it; others would make nothing of its memory.
+      resume_sha256: Of the token that lets a client come back to it.
+      saved_at: Seconds since the epoch.
+      frame_id: Its next frame.
+      held: Keys held before that, in the world's own order.
+      is_fork: Whether it began as another one's copy, so that a reset cannot begin at the seed.
+      stream: Where its noise stands, if that is drawn on the host.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    world: str
+    session_id: str
+    resume_sha256: str
+    saved_at: float
+    linger_s: float
+    mode: Mode
+    codec: Codec
+    quality: int
+    stride: int
+    seed: int
+    prompt: int | None
+    frame_id: int
+    held: list[bool]
+    is_fork: bool
+    stream: dict[str, Any] | None
+
+
+def fingerprint(world: Playable[Any], params: Params) -> str:
+    """A name for this world with these weights; reads the beginning of each array."""
+    known = hashlib.sha256(repr(world.config).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        known.update(f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}".encode())
+        known.update(array.reshape(-1).view(np.uint8)[:HASHED_BYTES].tobytes())
+    return known.hexdigest()
+
+
+class SnapshotStore:
+    """A folder of snapshots by name. Its methods wait for the disk; each may be called from any thread.
+
+    Attributes:
+      max_mb: What the folder may hold; the oldest make room.
+      max_age_s: How long a snapshot is kept.
+    """
+
+    def __init__(self, folder: Path, world: Playable[Any], weights: str, max_mb: float, max_age_s: float) -> None:
+        self.world = weights
+        self.max_mb = max_mb
+        self.max_age_s = max_age_s
+        self._folder = folder
+        self._shapes = bare_shapes(world, 1)
+        self._image = (*world.config.image, 3)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left_over in folder.glob("*.tmp"):  # killed in the middle of a save
+            left_over.unlink(missing_ok=True)
+
+    def save(self, name: str, record: Record, moment: Moment) -> int:
+        """Writes a session, whole or not at all; the bytes it takes.
+
+        Raises:
+          OSError: the disk is full or broken; what was there under that name is left as it was.
+        """
+        path, partial = self._path(name), self._folder / f"{name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+        try:
+            save_file(_arrays(moment.opening), partial, {"record": record.model_dump_json()})
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path.stat().st_size
+
+    def read(self, name: str) -> Record:
+        """What is written of a session.
+
+        Raises:
+          Refusal: there is none of that name, or one that is broken or of another world.
+        """
+        with self._opened(name) as file:
+            return self._record(name, file)
+
+    def load(self, name: str) -> tuple[Record, Moment]:
+        """A session as it was saved.
+
+        Raises:
+          Refusal: as `read`, or its arrays are not those of this world.
+        """
+        with self._opened(name) as file:
+            record = self._record(name, file)
+            arrays = {key: file.get_tensor(key) for key in list(file.keys())}
+        opening = self._opening(name, record, arrays)
+        return record, Moment(opening, record.frame_id, np.asarray(record.held, bool))
+
+    def forget(self, name: str) -> None:
+        """There is none of that name any more."""
+        with contextlib.suppress(OSError):
+            self._path(name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Removes what is too old, then the oldest until the rest is small enough."""
+        found: list[tuple[float, int, Path]] = []
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        room = 1e6 * self.max_mb
+        for saved_at, size, path in sorted(found, reverse=True):
+            room -= size
+            if room < 0 or time.time() - saved_at > self.max_age_s:
+                path.unlink(missing_ok=True)
+
+    # ---- inside
+
+    def _path(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
+        return self._folder / f"{name}{SUFFIX}"
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        path = self._path(name)
+        if not path.is_file() or path.is_symlink():
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"the snapshot is broken ({error})") from None
+
+    def _record(self, name: str, file: Any) -> Record:
+        try:
+            record = Record.model_validate_json((file.metadata() or {}).get("record", ""))
+        except ValidationError as error:
+            raise Refusal(
+                ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} is broken: {error.errors()[0]['msg']}"
+            ) from None
+        if record.format != FORMAT or record.world != self.world:
+            text = "the snapshot is of another world, other weights or another version than are served here"
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, text)
+        return record
+
+    def _opening(self, name: str, record: Record, arrays: dict[str, np.ndarray]) -> Opening:
+        image = arrays.pop("image", None)
+        known = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self._shapes)}
+        wanted = {key: (leaf.dtype, leaf.shape) for key, leaf in known.items()}
+        found = {key: (array.dtype, array.shape) for key, array in arrays.items()}
+        is_image = image is None or (image.shape == self._image and image.dtype == np.uint8)
+        if not is_image or (found and found != wanted):
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} has other arrays than this world remembers")
+        state = jax.tree.unflatten(jax.tree.structure(self._shapes), [arrays[key] for key in known]) if found else None
+        memory = None if state is None else Memory(state, record.stream)
+        return Opening(record.seed, record.prompt, image, memory)
+
+
+def _arrays(opening: Opening) -> dict[str, np.ndarray]:
+    state = () if opening.memory is None else jax.tree_util.tree_leaves_with_path(opening.memory.state)
+    arrays = {_key(path): np.ascontiguousarray(leaf) for path, leaf in state}
+    return arrays if opening.image is None else {**arrays, "image": np.ascontiguousarray(opening.image)}
+
+
+def _key(path: Any) -> str:
+    return f"state{jax.tree_util.keystr(path)}"
