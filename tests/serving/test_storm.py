@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -178,6 +179,36 @@ class Storm(RuleBasedStateMachine):
             frame, past = player.kept[back]
             self.seat(player.session.opening_at(frame), past, "stepped")
 
+    @rule(where=st.sampled_from(["before", "after", "pixels"]))
+    def a_frame_fails(self, where: str) -> None:
+        """Before the device takes the state, after that, or when the pixels are asked for, with the next frame under way."""
+        served, step = engine(), engine().step
+
+        def broken(controls: Any, active: Any) -> Any:
+            if where != "before":
+                step(controls, active)
+            for leaf in jax.tree.leaves(served._state if where == "after" else ()):
+                leaf.delete()
+            served.step = step  # once
+            raise RuntimeError("the device had a bad moment")
+
+        if where != "pixels":
+            served.step = broken
+            self.batcher._launch(is_tick=True)
+            served.step = step
+            return
+        for _ in range(2):
+            self.batcher._launch(is_tick=True)
+        while not self.batcher._launched.empty():
+            launch = self.batcher._launched.get()
+            assert launch is not None
+            self.batcher._broken.put(launch._replace(error=RuntimeError("the pixels never came")))
+            self.batcher._finished.put(None)
+        if not self.batcher._broken.empty():
+            first = self.batcher._broken.get()
+            assert first.error is not None
+            self.batcher._recover(first.error, first.turns)
+
     @rule()
     def tick(self) -> None:
         self.batcher._launch(is_tick=True)
@@ -186,7 +217,7 @@ class Storm(RuleBasedStateMachine):
         if due:
             launch = self.batcher._launched.get_nowait()
             assert launch is not None
-            self.batcher._scatter(launch)
+            self.batcher._scatter(launch, np.asarray(launch.frames))
         made = {session.id: frame for session, frame in self.delivered}
         assert set(made) == {player.session.id for player in due}
         for player in due:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.serving.engine import Engine
+from wm_jax.serving.history import Row
 from wm_jax.serving.outbox import EncodedFrame
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.real import Arcade
@@ -31,6 +32,9 @@ LEAD_S = 0.002
 """How long before the device is expected to be free the next frame is launched."""
 
 MAX_IN_FLIGHT = 2
+
+MAX_FAILURES = 3
+"""So many frames one after the other may fail before the engine is taken for broken."""
 
 Delivery = list[tuple[Session, EncodedFrame]]
 
@@ -55,6 +59,7 @@ class Launch(NamedTuple):
     turns: list[tuple[int, Session, Turn]]
     at: float
     host_s: float
+    error: Exception | None = None
 
 
 @dataclasses.dataclass
@@ -111,6 +116,8 @@ class Batcher:
         self._is_stopping = False
         self._due = 0.0
         self._in_flight = 0
+        self._failures = 0
+        self._broken: queue.SimpleQueue[Launch] = queue.SimpleQueue()
         self._launched_at = 0.0
         self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[Launch | None] = queue.SimpleQueue()
@@ -208,6 +215,10 @@ class Batcher:
         while True:
             if self._is_stopping:
                 return False
+            if not self._broken.empty():
+                broken = self._broken.get()
+                assert broken.error is not None
+                self._recover(broken.error, broken.turns)
             self._capture_all()
             wait = self._time_to_next(time.perf_counter())
             if wait is not None and wait <= 0:
@@ -262,32 +273,74 @@ class Batcher:
 
     def _launch(self, is_tick: bool) -> None:
         began_cpu = time.thread_time()
-        turns = self._gather(is_tick)
-        if not turns:
+        turns: list[tuple[int, Session, Turn]] = []
+        try:
+            self._gather(is_tick, turns)
+            if not turns:
+                return
+            controls, active = self._controls([(slot, turn.keys, turn.mouse) for slot, _, turn in turns])
+            called, called_cpu = time.perf_counter(), time.thread_time()
+            frames = self._engine.step(controls, active)
+        except Exception as error:
+            self._recover(error, turns)
             return
-        controls, active = self._controls(turns)
-        called, called_cpu = time.perf_counter(), time.thread_time()
-        frames = self._engine.step(controls, active)
         self._launched_at = time.perf_counter()
         self._launched.put(Launch(frames, turns, self._launched_at, called_cpu - began_cpu))
         self._in_flight += 1
         self.pulse.count_launch(self._launched_at - called)
 
-    def _controls(self, turns: list[tuple[int, Session, Turn]]) -> tuple[Controls, Bool[np.ndarray, " b"]]:
-        """What every slot is told, and which of them are stepped."""
-        slots, first = self._engine.slots, turns[0][2]
-        keys, active = np.zeros((slots, first.keys.shape[0]), bool), np.zeros(slots, bool)
-        mouse = None if first.mouse is None else np.zeros((slots, 2), np.float32)
-        for slot, _, turn in turns:
-            keys[slot] = turn.keys
+    def _controls(
+        self, rows: list[tuple[int, np.ndarray, np.ndarray | None]]
+    ) -> tuple[Controls, Bool[np.ndarray, " b"]]:
+        """What every slot is told, and which of them are stepped, from slots, keys and mouse."""
+        slots, (_, first, moved) = self._engine.slots, rows[0]
+        keys, active = np.zeros((slots, first.shape[0]), bool), np.zeros(slots, bool)
+        mouse = None if moved is None else np.zeros((slots, 2), np.float32)
+        for slot, held, moved in rows:
+            keys[slot] = held
             active[slot] = True
             if mouse is not None:
-                mouse[slot] = turn.mouse
+                mouse[slot] = moved
         return Controls(keys, mouse), active
 
-    def _gather(self, is_tick: bool) -> list[tuple[int, Session, Turn]]:
-        """Takes every latch; starts dreams anew where asked; sends the turns of real games to the arcade."""
-        turns: list[tuple[int, Session, Turn]] = []
+    def _recover(self, error: Exception, turns: list[tuple[int, Session, Turn]]) -> None:
+        """After a frame that failed: every session is again what it was after its last good one.
+
+        Raises:
+          Exception: the error, if frame after frame fails; whatever fails in here.
+        """
+        log.error("a frame failed; its sessions go on from the one before it", exc_info=error)
+        self._failures += 1
+        if self._failures > MAX_FAILURES:
+            raise error
+        while self._in_flight:
+            self._finished.get()
+            self._in_flight -= 1
+        while not self._broken.empty():
+            turns = [*turns, *self._broken.get().turns]
+        for _, session, turn in sorted(turns, key=lambda taken: -taken[2].frame_id):
+            session.give_back(turn)
+        self._engine.forget()
+        self._make_again()
+
+    def _make_again(self) -> None:
+        """Brings every session, from the last state that is kept of it, to where it was; they share the calls."""
+        ways: dict[int, list[Row]] = {}
+        for slot, session in enumerate(self._seats):
+            if session is None or not session.is_seated:
+                continue
+            way = session.way_back()
+            if way is None:
+                session.failure = ErrorCode.ENGINE_FAILED
+                continue
+            self._engine.seat(slot, way.known)
+            ways[slot] = way.rows
+        for index in range(max(map(len, ways.values()), default=0)):
+            rows = [(slot, *row[index]) for slot, row in ways.items() if index < len(row)]
+            self._engine.step(*self._controls(rows)).block_until_ready()
+
+    def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
+        """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade."""
         for slot, session in enumerate(self._seats):
             if session is None or not self._is_due(session, is_tick):
                 continue
@@ -297,13 +350,13 @@ class Batcher:
             if turn.source == "real":
                 self._arcade.play(session, turn)
                 continue
+            turns.append((slot, session, turn))
             if turn.opening is not None:
                 self._engine.seat(slot, turn.opening)
-                session.is_seated = True
+                session.begins(turn.frame_id, turn.opening)
             if session.is_to_keep(turn.frame_id):
                 session.keep(turn.frame_id, self._engine.take(slot))
-            turns.append((slot, session, turn))
-        return turns
+            session.is_launched(turn)
 
     def _is_due(self, session: Session, is_tick: bool) -> bool:
         if session.mode == "realtime" and not (is_tick and session.is_playing):
@@ -315,26 +368,38 @@ class Batcher:
     def _scatter_all(self) -> None:
         while (launch := self._launched.get()) is not None:
             try:
-                self._scatter(launch)
+                pixels = np.asarray(launch.frames)
             except Exception as error:
-                log.exception("a frame could not be made")
+                self._broken.put(launch._replace(error=error))
+                self._finished.put(None)
+                self.wake()
+                continue
+            try:
+                self._scatter(launch, pixels)
+            except Exception as error:
+                log.exception("frames could not be handed over")
                 self.stage.failure = f"{type(error).__name__}: {error}"
                 self._fail_all()
-                self._finished.put(None)
 
-    def _scatter(self, launch: Launch) -> None:
-        pixels = np.asarray(launch.frames)
+    def _scatter(self, launch: Launch, pixels: np.ndarray) -> None:
         done, done_cpu = time.perf_counter(), time.thread_time()
+        self._failures = 0
         self._finished.put(None)
         step_s = done - max(launch.at, self._last_done)
         self._last_done = done
         delivery: Delivery = []
         encode_s = 0.0
         for slot, session, turn in launch.turns:
-            if is_wanted(session, turn):
+            if not is_wanted(session, turn):
+                continue
+            try:
                 frame, seconds = encode_turn(session, turn, pixels[slot], done - launch.at, launch.host_s)
-                encode_s += seconds
-                delivery.append((session, frame))
+            except Exception:
+                log.exception("a frame of session %s could not be encoded", session.id)
+                session.failure = ErrorCode.SERVER_FAILED
+                continue
+            encode_s += seconds
+            delivery.append((session, frame))
         self._deliver(delivery)
         host_s = launch.host_s + time.thread_time() - done_cpu - encode_s
         self.pulse.count_frame(step_s, encode_s, host_s)

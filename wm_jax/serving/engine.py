@@ -95,9 +95,7 @@ class Engine:
             self._starts = dict(zip(has_frames, (start.result() for start in starting), strict=True))
             self._put, self._take, self._step = putting.result(), taking.result(), stepping.result()
         report("warming up", 0.9)
-        # Keys of nobody: each session brings its own.
-        keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
-        self._state = bare(empty(self.world, self.slots, keys))
+        self.forget()
         for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
             self.seat(0, Opening(0, image=image))
         self.take(0)
@@ -116,6 +114,12 @@ class Engine:
     def _lower(self, program: Program) -> Any:
         function = program.function if self._artifact is None else self._artifact.function(program)
         return function.lower(*program.shapes)
+
+    def forget(self) -> None:
+        """Every slot is empty again; also the way out when the state was lost in a call that failed."""
+        # Keys of nobody: each session brings its own.
+        keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
+        self._state = bare(empty(self.world, self.slots, keys))
 
     def seat(self, slot: int, opening: Opening) -> None:
         """Starts a session in a slot, or goes on with one; whatever was there is gone."""

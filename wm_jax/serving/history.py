@@ -1,7 +1,16 @@
-"""The past of a session: its own states, kept on the device every few frames, to go back to and to fork from."""
+"""The past of a session: its own states, kept on the device every few frames, and what was done since the newest of them.
+
+A state is there to go back to and to fork from; with what was done since, it makes every frame again, to the bit, should
+the device lose the state that all sessions share.
+"""
 
 import bisect
+import dataclasses
 from typing import Any, NamedTuple
+
+from jaxtyping import Bool
+
+from wm_jax.serving.inputs import Mouse
 
 
 class Memory(NamedTuple):
@@ -47,8 +56,14 @@ class History:
 
     def keep(self, frame_id: int, memory: Memory) -> None:
         """Keeps it; the oldest makes room."""
+        self.forget(frame_id - 1)
         self._kept.append(Kept(frame_id, memory))
         del self._kept[: -self.depth]
+
+    def forget(self, frame_id: int) -> None:
+        """Nothing is kept that was after this frame."""
+        while self._kept and self._kept[-1].frame_id > frame_id:
+            self._kept.pop()
 
     def find(self, frame_id: int) -> Kept | None:
         """The newest state kept at or before this frame."""
@@ -59,3 +74,57 @@ class History:
     def frames(self) -> list[int]:
         """Where one can go back to, oldest first."""
         return [kept.frame_id for kept in self._kept]
+
+
+class Row(NamedTuple):
+    """What was done in one frame."""
+
+    keys: Bool[Any, " keys"]
+    mouse: Mouse
+
+
+@dataclasses.dataclass
+class Stretch:
+    """Frames that follow from something known.
+
+    Attributes:
+      first: Index of the first of them.
+      known: An `Opening`, with or without a memory.
+      rows: What was done in each.
+    """
+
+    first: int
+    known: Any
+    rows: list[Row] = dataclasses.field(default_factory=list[Row])
+
+
+class Log:
+    """How the newest frames of a session came about, from the last state that is kept or from where it began anew.
+
+    Two stretches are held: while a frame is being made, the state that was kept just before it may turn out to be lost too.
+    """
+
+    def __init__(self) -> None:
+        self._stretches: list[Stretch] = []
+
+    def begin(self, frame_id: int, known: Any) -> None:
+        """The frames from this one on follow from `known`."""
+        self._stretches = [*(one for one in self._stretches if one.first < frame_id)][-1:]
+        self._stretches.append(Stretch(frame_id, known))
+
+    def note(self, row: Row) -> None:
+        """One frame more is being made."""
+        if self._stretches:
+            self._stretches[-1].rows.append(row)
+
+    def give_back(self, frame_id: int) -> None:
+        """That frame, the newest, was not made after all."""
+        while self._stretches and self._stretches[-1].first > frame_id:
+            self._stretches.pop()
+        if self._stretches:
+            del self._stretches[-1].rows[frame_id - self._stretches[-1].first :]
+
+    @property
+    def newest(self) -> Stretch | None:
+        """All that it takes to make the newest frames again; None: nothing is known."""
+        return self._stretches[-1] if self._stretches else None

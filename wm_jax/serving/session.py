@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, UInt8
 
-from wm_jax.serving.history import History, Kept, Memory
+from wm_jax.serving.history import History, Kept, Log, Memory, Row, Stretch
 from wm_jax.serving.inputs import Input, InputReader, Mouse, moved
 from wm_jax.serving.outbox import EncodedFrame, Outbox
 from wm_jax.serving.protocol import Action, Codec, ErrorCode, EventId, Mode, Refusal, Source, Step
@@ -149,6 +149,7 @@ class Session:
         self.failure: ErrorCode | None = None
         self.started_at = time.monotonic()
         self._history = history or History(0, 1)
+        self._log = Log()
         self._newest_shown = -1
         self._early: dict[int, EncodedFrame] = {}
         self._reader = InputReader(controls)
@@ -358,6 +359,11 @@ class Session:
             self._mouse = self._still
             return turn
 
+    def begins(self, frame_id: int, opening: Opening) -> None:
+        """It begins anew in its slot, with this frame."""
+        self.is_seated = True
+        self._log.begin(frame_id, opening)
+
     def is_to_keep(self, frame_id: int) -> bool:
         """Whether the state before this frame is wanted by `keep`."""
         return self._history.is_due(frame_id)
@@ -366,6 +372,31 @@ class Session:
         """Remembers what the session was just before this frame."""
         with self._lock:
             self._history.keep(frame_id, memory)
+            self._log.begin(frame_id, dataclasses.replace(self.opening, memory=memory))
+
+    def is_launched(self, turn: Turn) -> None:
+        """The frame of this turn is about to be made."""
+        if self._history.depth:
+            self._log.note(Row(turn.keys, turn.mouse))
+
+    def give_back(self, turn: Turn) -> None:
+        """The frame of this turn, the newest taken, was not made: it is wanted again, under the same keys."""
+        with self._lock:
+            self._log.give_back(turn.frame_id)
+            self._history.forget(turn.frame_id)
+            self._next_frame = turn.frame_id
+            if self.mode == "stepped":
+                self._give_back_step(turn)
+                return
+            self._restart = self._restart or turn.opening
+            tapped = turn.keys & ~self._keys
+            self._tapped = tapped if self._tapped is None else self._tapped | tapped
+            self._mouse = moved(self._mouse, turn.mouse)
+            self._pressed_at = self._pressed_at or turn.pressed_at
+
+    def way_back(self) -> Stretch | None:
+        """How to make the state before its next frame again; None where nobody knows."""
+        return self._log.newest if self._history.depth else None
 
     def moment(self, memory: Memory) -> Moment:
         """The session as it is: with `memory`, which is its slot's, unless its next frame begins anew anyway."""
@@ -435,6 +466,12 @@ class Session:
         if work.launched == len(work.rows):
             self._steps.popleft()
         return turn
+
+    def _give_back_step(self, turn: Turn) -> None:
+        work = next(work for work in self._kept.values() if work.request.step_id == turn.step_id)
+        if work.launched == len(work.rows):
+            self._steps.appendleft(work)
+        work.launched -= 1
 
     def _replay(self, known: _StepWork, step: Step) -> int:
         if (known.request.actions, known.request.n) != (step.actions, step.n):
