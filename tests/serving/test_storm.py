@@ -196,6 +196,7 @@ class Storm(RuleBasedStateMachine):
             served.step = broken
             self.batcher._launch(is_tick=True)
             served.step = step
+            self.batcher._failures = 0
             return
         for _ in range(2):
             self.batcher._launch(is_tick=True)
@@ -208,6 +209,7 @@ class Storm(RuleBasedStateMachine):
             first = self.batcher._broken.get()
             assert first.error is not None
             self.batcher._recover(first.error, first.turns)
+            self.batcher._failures = 0
 
     @rule()
     def tick(self) -> None:

@@ -282,6 +282,7 @@ class Batcher:
             called, called_cpu = time.perf_counter(), time.thread_time()
             frames = self._engine.step(controls, active)
         except Exception as error:
+            log.exception("a frame could not be launched; its sessions go on from the one before it")
             self._recover(error, turns)
             return
         self._launched_at = time.perf_counter()
@@ -309,7 +310,6 @@ class Batcher:
         Raises:
           Exception: the error, if frame after frame fails; whatever fails in here.
         """
-        log.error("a frame failed; its sessions go on from the one before it", exc_info=error)
         self._failures += 1
         if self._failures > MAX_FAILURES:
             raise error
@@ -370,6 +370,7 @@ class Batcher:
             try:
                 pixels = np.asarray(launch.frames)
             except Exception as error:
+                log.exception("a frame was lost; its sessions go on from the one before it")
                 self._broken.put(launch._replace(error=error))
                 self._finished.put(None)
                 self.wake()
