@@ -109,9 +109,10 @@ class Service:
         self.loop: asyncio.AbstractEventLoop | None = None
         engine = Engine(world, params, self.scenes, config.slots, artifact)
         arcade = Arcade(self.world.env, self._deliver)
-        self.batcher = Batcher(engine, arcade, self.world.fps, self._deliver)
+        fps = config.fps or self.world.fps
+        self.batcher = Batcher(engine, arcade, fps, self._deliver)
         self.keeper = _keeper(config, world, params, self.batcher)
-        self.lobby = Lobby(config, self.world.controls, self.world.fps, self.batcher, engine.memory_bytes, self.keeper)
+        self.lobby = Lobby(config, self.world.controls, fps, self.batcher, engine.memory_bytes, self.keeper)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -287,7 +288,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return {
             "status": "ok",
             "frames": pulse.frames,
-            "missed_ticks": pulse.missed_ticks,
+            "fps": service.batcher.pace.fps,
+            "missed_ticks": service.batcher.pace.missed,
             "step_ms": round(1e3 * pulse.step_s, 3),
             "launch_ms": round(1e3 * pulse.launch_s, 3),
             "encode_ms": round(1e3 * pulse.encode_s, 3),

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, UInt8
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import Row
 from wm_jax.serving.outbox import EncodedFrame
+from wm_jax.serving.pace import Pace
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.scatter import encode_turn, is_wanted
@@ -73,7 +74,6 @@ class Pulse:
     """
 
     frames: int = 0
-    missed_ticks: int = 0
     step_s: float = 0.0
     host_s: float = 0.0
     launch_s: float = 0.0
@@ -99,6 +99,7 @@ class Batcher:
     Attributes:
       stage: How far the start is; read by anyone.
       pulse: Measurements; read by anyone.
+      pace: The media clock; its attributes are read by anyone.
     """
 
     def __init__(self, engine: Engine, arcade: Arcade, fps: float, deliver: Callable[[Delivery], None]) -> None:
@@ -107,14 +108,13 @@ class Batcher:
         self._engine = engine
         self._arcade = arcade
         arcade.wake = self.wake
-        self._period = 1.0 / fps
+        self.pace = Pace(fps)
         self._deliver = deliver
         self._seats: list[Session | None] = [None] * engine.slots
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._captures: queue.SimpleQueue[tuple[Session, Future[Moment]]] = queue.SimpleQueue()
         self._is_stopping = False
-        self._due = 0.0
         self._in_flight = 0
         self._failures = 0
         self._broken: queue.SimpleQueue[Launch] = queue.SimpleQueue()
@@ -226,7 +226,7 @@ class Batcher:
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=wait)
         self._await_device()
-        self._launch(is_tick=self._is_tick(time.perf_counter()))
+        self._launch(is_tick=self.pace.is_tick(time.perf_counter(), self.pulse.step_s))
         return True
 
     def _time_to_next(self, now: float) -> float | None:
@@ -240,21 +240,11 @@ class Batcher:
             elif not is_stepping and session.has_steps:
                 is_stepping = self._arcade.is_free(session)
         if not is_playing:
-            self._due = 0.0
+            self.pace.rest()
             return 0.0 if is_stepping else None
-        if is_stepping and now + self.pulse.step_s < self._due:
+        if is_stepping and now + self.pulse.step_s < self.pace.due:
             return 0.0
-        return self._due - now
-
-    def _is_tick(self, now: float) -> bool:
-        """Moves the media clock on if a tick is due. Late ticks are skipped and counted, never made up for."""
-        if now < self._due:
-            return False
-        late = now - self._due
-        if self._due > 0.0 and late >= self._period:
-            self.pulse.missed_ticks += int(late / self._period)
-        self._due = self._due + self._period if late < self._period else now + self._period
-        return True
+        return self.pace.due - now
 
     def _await_device(self) -> None:
         """Waits until the device is free, or nearly: launching earlier would only make the controls older."""
@@ -344,7 +334,7 @@ class Batcher:
         for slot, session in enumerate(self._seats):
             if session is None or not self._is_due(session, is_tick):
                 continue
-            turn = session.take()
+            turn = session.take(self.pace.fps)
             if turn is None:
                 continue
             if turn.source == "real":

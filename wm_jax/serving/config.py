@@ -19,6 +19,8 @@ class ServeConfig:
       port: TCP port; 0 lets the system choose a free one.
       slots: Players at once: the rows of the one batched world. Each row costs time in every frame, so a CPU that
         plays alone is fastest with 1.
+      fps: Frames a second of realtime sessions; None: as many as the world was made for. Where the device is too slow all
+        get evenly fewer.
       auth: Secret that a client must show (`Authorization: Bearer ...`) to open a session; None on this machine only.
       allow_origins: Web pages of other sites that may play, as "https://host[:port]". The served page always may.
       cache_dir: Where compiled worlds are kept between starts; None: a folder of this user's own.
@@ -46,6 +48,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 1
+    fps: float | None = None
     auth: str | None = None
     allow_origins: tuple[str, ...] = ()
     cache_dir: str | None = None
@@ -71,6 +74,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ServeConfigError(f"slots is {self.slots}; a server needs at least 1")
+        if self.fps is not None and not 0.1 <= self.fps <= 1000:
+            raise ServeConfigError(f"fps is {self.fps}; a media clock runs at 0.1 to 1000 frames a second")
         if not 1 <= self.quality <= 100:
             raise ServeConfigError(f"quality is {self.quality}; JPEG knows 1 to 100")
         if not 0 <= self.port <= 65_535:

@@ -52,7 +52,7 @@ def model_info(
     height, width = world.image
     return ModelInfo(
         id=world.name,
-        fps=world.fps,
+        fps=config.fps or world.fps,
         width=width,
         height=height,
         action_space=action_schema(world),
@@ -101,7 +101,7 @@ def session_info(world: PlayableConfig, session: Session, status: str) -> Sessio
         mode=session.mode,
         source=session.source,
         status=status,
-        fps=world.fps,
+        fps=session.fps,
         width=width,
         height=height,
         frames=session.frames,

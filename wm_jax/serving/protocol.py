@@ -300,12 +300,15 @@ class SessionCreated(Message):
 
 
 class Status(Message):
-    """Where the session stands, and while it starts, how far that is."""
+    """Where the session stands, while it starts how far that is, and how many frames a second there are now: fewer than in
+    `session.created` where the device cannot keep up.
+    """
 
     type: Literal["status"] = "status"
     status: str
     stage: str
     progress: float
+    fps: float | None = None
     code: ErrorCode | None = None
 
 

@@ -29,7 +29,7 @@ def encode_turn(
         width=pixels.shape[1],
         height=pixels.shape[0],
         frame_id=turn.frame_id,
-        pts_ms=1e3 * turn.frame_id / session.fps,
+        pts_ms=turn.pts_ms,
         event_id=turn.event_id,
         client_ts=turn.client_ts,
         step_id=turn.step_id,

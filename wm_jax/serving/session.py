@@ -54,6 +54,7 @@ class Turn(NamedTuple):
       opening: Start anew with this first, if given.
       taken_at: `time.perf_counter()` of the taking.
       pressed_at: The same clock when the newest event arrived, if it is new in this frame.
+      pts_ms: When the frame is due on the session's media clock.
     """
 
     keys: Bool[Any, " keys"]
@@ -66,6 +67,7 @@ class Turn(NamedTuple):
     step_id: EventId | None
     taken_at: float
     pressed_at: float | None
+    pts_ms: float = 0.0
 
 
 class Moment(NamedTuple):
@@ -163,6 +165,7 @@ class Session:
         self._pressed_at: float | None = None
         self._scheduled: dict[int, _Pressed] = {}
         self._next_frame = 0
+        self._pts_ms = 0.0
         self._asked = 0
         self._restart: Opening | None = opening
         self._steps: deque[_StepWork] = deque()
@@ -177,6 +180,7 @@ class Session:
         self.id = session_id
         self.resumed_at = self._next_frame = self._asked = moment.frame_id
         self._newest_shown = moment.frame_id - 1
+        self._pts_ms = 1e3 * moment.frame_id / self.fps
         self._restart = moment.opening
         # A fork has no seed to begin at again: it begins where it went on.
         self.opening = moment.opening if is_fork else dataclasses.replace(moment.opening, memory=None)
@@ -331,8 +335,8 @@ class Session:
         """Whether a step waits to be made and its frames would find room."""
         return bool(self._steps) and self.failure is None and not self.outbox.is_full
 
-    def take(self) -> Turn | None:
-        """What this session wants of the frame about to be launched; None: nothing."""
+    def take(self, fps: float | None = None) -> Turn | None:
+        """What this session wants of the frame about to be launched; None: nothing. The media clock runs at `fps` now."""
         with self._lock:
             if self.mode == "stepped":
                 return None if not self._steps or self.outbox.is_full else self._take_of_step()
@@ -350,7 +354,10 @@ class Session:
                 None,
                 time.perf_counter(),
                 self._pressed_at,
+                self._pts_ms,
             )
+            self.fps = fps or self.fps
+            self._pts_ms += 1e3 / self.fps
             self._next_frame += 1
             self._launched_keys = self._keys
             self._restart = None
@@ -385,6 +392,7 @@ class Session:
             self._log.give_back(turn.frame_id)
             self._history.forget(turn.frame_id)
             self._next_frame = turn.frame_id
+            self._pts_ms = turn.pts_ms
             if self.mode == "stepped":
                 self._give_back_step(turn)
                 return
@@ -459,6 +467,7 @@ class Session:
             request.step_id,
             time.perf_counter(),
             None,
+            1e3 * self._next_frame / self.fps,
         )
         self._next_frame += 1
         self._launched_keys = work.rows[work.launched].keys

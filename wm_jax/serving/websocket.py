@@ -189,7 +189,7 @@ class Connection:
             stage = self._lobby.batcher.stage
             status = Status(
                 status=self._lobby.status(self._place), stage=stage.name, progress=stage.progress,
-                code=self._session.failure,
+                fps=self._lobby.batcher.pace.fps, code=self._session.failure,
             )  # fmt: skip
             if status != told:
                 told = status

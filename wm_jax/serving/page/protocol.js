@@ -290,6 +290,7 @@ export const ERROR = Object.freeze({
  * @property {string} status
  * @property {string} stage
  * @property {number} progress
+ * @property {number|null} [fps]
  * @property {string|null} [code]
  */
 /**
