@@ -230,7 +230,7 @@ def talk(server: Server, request: pytest.FixtureRequest) -> Iterator[Talk]:
 def told(mouse_server: Server, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[float]]]:
     """What the engine is told of the only player, frame by frame: codes of held keys, and the mouse."""
     rows: list[tuple[list[str], list[float]]] = []
-    engine, codes = mouse_server.service.batcher._engine, mouse_server.world.config.controls.codes
+    engine, codes = mouse_server.service.batcher.engine, mouse_server.world.config.controls.codes
     step = engine.step
 
     def listen(controls: wm.Controls, active: np.ndarray) -> Any:

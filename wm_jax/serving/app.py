@@ -288,6 +288,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return {
             "status": "ok",
             "frames": pulse.frames,
+            "rows": pulse.rows,
+            "recompilations": service.batcher.engine.recompilations,
             "fps": service.batcher.pace.fps,
             "missed_ticks": service.batcher.pace.missed,
             "step_ms": round(1e3 * pulse.step_s, 3),

@@ -68,12 +68,15 @@ class Pulse:
     """What the loop measures of itself: running means over about the last hundred frames.
 
     Attributes:
+      frames: Calls of the compiled step so far.
+      rows: Sessions that were in them, added up.
       step_s: From launch to pixels on the host.
       host_s: Processor time of the two threads for one frame, between sleep and sleep, without device call and encoder.
       launch_s: The device call as the host sees it, until it returns.
     """
 
     frames: int = 0
+    rows: int = 0
     step_s: float = 0.0
     host_s: float = 0.0
     launch_s: float = 0.0
@@ -82,8 +85,9 @@ class Pulse:
     def count_launch(self, launch_s: float) -> None:
         self.launch_s = _mean(self.launch_s, launch_s)
 
-    def count_frame(self, step_s: float, encode_s: float, host_s: float) -> None:
+    def count_frame(self, rows: int, step_s: float, encode_s: float, host_s: float) -> None:
         self.frames += 1
+        self.rows += rows
         self.step_s = _mean(self.step_s, step_s)
         self.encode_s = _mean(self.encode_s, encode_s)
         self.host_s = _mean(self.host_s, host_s)
@@ -105,7 +109,7 @@ class Batcher:
     def __init__(self, engine: Engine, arcade: Arcade, fps: float, deliver: Callable[[Delivery], None]) -> None:
         self.stage = Stage()
         self.pulse = Pulse()
-        self._engine = engine
+        self.engine = engine
         self._arcade = arcade
         arcade.wake = self.wake
         self.pace = Pace(fps)
@@ -188,11 +192,11 @@ class Batcher:
                 text = "this session plays the real game, which cannot be copied; switch it to the dream first"
                 asked.set_exception(Refusal(ErrorCode.UNSUPPORTED, text))
             else:
-                asked.set_result(session.moment(self._engine.take(self._seats.index(session))))
+                asked.set_result(session.moment(self.engine.take(self._seats.index(session))))
 
     def _run(self) -> None:
         try:
-            self._engine.compile(self._report)
+            self.engine.compile(self._report)
             while self._wait_for_work():
                 pass
         except Exception as error:
@@ -270,7 +274,7 @@ class Batcher:
                 return
             controls, active = self._controls([(slot, turn.keys, turn.mouse) for slot, _, turn in turns])
             called, called_cpu = time.perf_counter(), time.thread_time()
-            frames = self._engine.step(controls, active)
+            frames = self.engine.step(controls, active)
         except Exception as error:
             log.exception("a frame could not be launched; its sessions go on from the one before it")
             self._recover(error, turns)
@@ -284,7 +288,7 @@ class Batcher:
         self, rows: list[tuple[int, np.ndarray, np.ndarray | None]]
     ) -> tuple[Controls, Bool[np.ndarray, " b"]]:
         """What every slot is told, and which of them are stepped, from slots, keys and mouse."""
-        slots, (_, first, moved) = self._engine.slots, rows[0]
+        slots, (_, first, moved) = self.engine.slots, rows[0]
         keys, active = np.zeros((slots, first.shape[0]), bool), np.zeros(slots, bool)
         mouse = None if moved is None else np.zeros((slots, 2), np.float32)
         for slot, held, moved in rows:
@@ -310,7 +314,7 @@ class Batcher:
             turns = [*turns, *self._broken.get().turns]
         for _, session, turn in sorted(turns, key=lambda taken: -taken[2].frame_id):
             session.give_back(turn)
-        self._engine.forget()
+        self.engine.forget()
         self._make_again()
 
     def _make_again(self) -> None:
@@ -323,11 +327,11 @@ class Batcher:
             if way is None:
                 session.failure = ErrorCode.ENGINE_FAILED
                 continue
-            self._engine.seat(slot, way.known)
+            self.engine.seat(slot, way.known)
             ways[slot] = way.rows
         for index in range(max(map(len, ways.values()), default=0)):
             rows = [(slot, *row[index]) for slot, row in ways.items() if index < len(row)]
-            self._engine.step(*self._controls(rows)).block_until_ready()
+            self.engine.step(*self._controls(rows)).block_until_ready()
 
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
         """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade."""
@@ -342,10 +346,10 @@ class Batcher:
                 continue
             turns.append((slot, session, turn))
             if turn.opening is not None:
-                self._engine.seat(slot, turn.opening)
+                self.engine.seat(slot, turn.opening)
                 session.begins(turn.frame_id, turn.opening)
             if session.is_to_keep(turn.frame_id):
-                session.keep(turn.frame_id, self._engine.take(slot))
+                session.keep(turn.frame_id, self.engine.take(slot))
             session.is_launched(turn)
 
     def _is_due(self, session: Session, is_tick: bool) -> bool:
@@ -393,4 +397,4 @@ class Batcher:
             delivery.append((session, frame))
         self._deliver(delivery)
         host_s = launch.host_s + time.thread_time() - done_cpu - encode_s
-        self.pulse.count_frame(step_s, encode_s, host_s)
+        self.pulse.count_frame(len(launch.turns), step_s, encode_s, host_s)

@@ -1,12 +1,14 @@
 """The batched world: a fixed number of slots, compiled before the first player comes, stepped all at once."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
@@ -72,6 +74,7 @@ class Engine:
         self.memory_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bare_shapes(world, 1)))
         self._noise = HostNoise(world, slots) if is_noise_given else None
         self._state: Any = None
+        self._compiled: int | None = None
         self._starts: dict[bool, Callable[..., Any]] = {}
         self._put: Callable[..., Any] | None = None
         self._take: Callable[..., Any] | None = None
@@ -102,7 +105,13 @@ class Engine:
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), control_shapes(self.world, self.slots))
         for _ in range(2):
             self.step(nothing, np.zeros(self.slots, bool)).block_until_ready()
+        self._compiled = _compilations().count
         report("ready", 1.0)
+
+    @property
+    def recompilations(self) -> int:
+        """How often this process has compiled anything since the engine was ready: 0, or something is wrong."""
+        return 0 if self._compiled is None else _compilations().count - self._compiled
 
     def _prompts(self) -> list[Prompt]:
         """One of each form that a session may start from."""
@@ -151,6 +160,22 @@ class Engine:
         noise = () if self._noise is None else (self._noise.draw(active),)
         self._state, frames = self._step(self._params, self._state, controls.keys, controls.mouse, active, *noise)
         return frames
+
+
+class Compilations:
+    """Counts what XLA compiles in this process, or fetches from its cache."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, seconds: float, **facts: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+@functools.cache
+def _compilations() -> Compilations:
+    return Compilations()
 
 
 def use_compile_cache(folder: Path) -> None:

@@ -1,0 +1,303 @@
+"""How many players does a server carry, and how evenly? Plays as many clients at once, through real sockets.
+
+    python -m wm_jax.eval.load worlds/coinrun --players 6 --fps 15         # a server of its own, six players at 15 frames/s
+    python -m wm_jax.eval.load http://127.0.0.1:8000 --players 4           # a server that runs already
+    python -m wm_jax.eval.load worlds/coinrun --players 8 --processes      # one batch of 8 against 8 servers of one player each
+
+Speaks wm.v1 from its text alone and shows no frame: what is measured is the server, and the client's own cost is small.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import json
+import random
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+SERVE = Path(__file__).parents[2] / "serve.py"
+UNPACED = 1000.0
+"""Frames a second that no device here reaches: the arms of `--processes` run as fast as they can."""
+
+BARS = {"fps_least": ">= 95 % of the rate", "gap_p99_ms": "< 120", "recompilations": "0", "ratio": ">= 2"}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadConfig:
+    """Play a served world with many clients."""
+
+    target: Annotated[str, tyro.conf.Positional]
+    """A world or run folder, or the URL of a running server."""
+    players: int = 1
+    """Clients at once, each in its own session."""
+    seconds: float = 20.0
+    """How long to play."""
+    warmup: float = 3.0
+    """Seconds played before counting."""
+    fps: float | None = None
+    """Frames a second of the server that is started; where it is not given the world's own."""
+    slots: int | None = None
+    """Slots of that server; where it is not given one a player."""
+    processes: bool = False
+    """Compare one batch for all players with a server for each, both as fast as they can, in turn."""
+    rounds: int = 3
+    """Turns of that comparison; the medians count."""
+    auth: str | None = None
+    """The server's secret, if it has one."""
+    json: Path | None = None
+    """A file for the numbers."""
+    plot: Path | None = None
+    """A PNG: the gaps of every player over time, and how they are distributed."""
+
+
+@dataclasses.dataclass
+class Played:
+    """What one client saw; times are seconds of `time.perf_counter()`.
+
+    Attributes:
+      first_frame_s: From the request for a session to its first frame.
+      arrived_s: When each frame came, after the warm-up.
+      due_s: When each was due on the session's media clock, from any one moment on.
+      latency_s: From an action to the first frame that obeys it.
+      dropped: Frames the server dropped because this client did not keep up.
+    """
+
+    first_frame_s: float = 0.0
+    arrived_s: list[float] = dataclasses.field(default_factory=list[float])
+    due_s: list[float] = dataclasses.field(default_factory=list[float])
+    latency_s: list[float] = dataclasses.field(default_factory=list[float])
+    dropped: int = 0
+
+
+def call(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
+    """One REST call."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {auth}"} if auth else {})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
+        return json.load(answer)
+
+
+async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) -> Played:
+    """One player: comes when `start` is set, presses random keys, and leaves."""
+    from websockets.asyncio.client import connect
+    from websockets.typing import Subprotocol
+
+    await start.wait()
+    played, began = Played(), time.perf_counter()
+    ticket = await asyncio.to_thread(call, "POST", f"{url}/v1/sessions", {"init": {"seed": seed}}, config.auth)
+    protocols = [Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{ticket['token']}")]
+    try:
+        async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as client:
+            created = json.loads(await client.recv())
+            codes = [key["code"] for key in created["session"]["keys"]]
+            pressed: dict[int, float] = {}
+            presser = asyncio.create_task(_press(client, codes, pressed, seed))
+            try:
+                await _watch(client, played, pressed, began, config)
+            finally:
+                presser.cancel()
+    finally:
+        token = config.auth or ticket["token"]
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(call, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
+    return played
+
+
+async def _press(client: Any, codes: list[str], pressed: dict[int, float], seed: int) -> None:
+    """Holds a random key, another one every 0.1 to 0.3 s."""
+    rng = random.Random(seed)
+    for event in itertools.count(1):
+        await asyncio.sleep(rng.uniform(0.1, 0.3))
+        pressed[event] = time.perf_counter()
+        await client.send(json.dumps({"type": "action", "event_id": event, "held": [rng.choice(codes)]}))
+
+
+async def _watch(client: Any, played: Played, pressed: dict[int, float], began: float, config: LoadConfig) -> None:
+    counted_from, dropped_before = None, 0
+    while True:
+        data = await client.recv()
+        now = time.perf_counter()
+        if isinstance(data, str):
+            message = json.loads(data)
+            if message["type"] == "error":
+                raise RuntimeError(f"the server says {message['code']}: {message['message']}")
+            continue
+        header = json.loads(data[4 : 4 + struct.unpack_from("<I", data)[0]])
+        await client.send(json.dumps({"type": "frame.ack", "seq": header["seq"]}))
+        if counted_from is None:
+            played.first_frame_s = now - began
+            counted_from = now + config.warmup
+        if now < counted_from:
+            dropped_before = header["dropped"]
+            pressed.clear()
+            continue
+        played.arrived_s.append(now)
+        played.due_s.append(1e-3 * header["pts_ms"])
+        played.dropped = header["dropped"] - dropped_before
+        event = header.get("last_event_id")
+        if event in pressed:
+            played.latency_s.append(now - pressed.pop(event))
+        if now > counted_from + config.seconds:
+            return
+
+
+async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
+    """All players at once, spread over these servers."""
+    start = asyncio.Event()
+    tasks = [asyncio.create_task(play(urls[n % len(urls)], config, n, start)) for n in range(config.players)]
+    start.set()
+    return await asyncio.gather(*tasks)
+
+
+def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played]]:
+    """The numbers of all players together."""
+    before = call("GET", f"{url}/healthz", auth=config.auth)
+    played = asyncio.run(play_all([url], config))
+    after = call("GET", f"{url}/healthz", auth=config.auth)
+    gaps = 1e3 * np.concatenate([np.diff(one.arrived_s) for one in played])
+    late = np.concatenate([lateness(one) for one in played])
+    latency = 1e3 * np.concatenate([np.asarray(one.latency_s) for one in played])
+    rates = [rate(one) for one in played]
+    wanted = call("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["fps"]
+    return {
+        "players": config.players,
+        "fps_wanted": wanted,
+        "fps_least": min(rates),
+        "fps_together": sum(rates),
+        "first_frame_p50_ms": 1e3 * float(np.median([one.first_frame_s for one in played])),
+        "first_frame_max_ms": 1e3 * max(one.first_frame_s for one in played),
+        "gap_p50_ms": float(np.percentile(gaps, 50)),
+        "gap_p95_ms": float(np.percentile(gaps, 95)),
+        "gap_p99_ms": float(np.percentile(gaps, 99)),
+        "gap_max_ms": float(gaps.max()),
+        "on_time": float(np.mean(late <= 1.0 / wanted)),
+        "underruns_a_minute": 60.0 * float(np.sum(gaps > 2e3 / wanted)) / config.seconds / config.players,
+        "action_to_frame_p50_ms": float(np.percentile(latency, 50)),
+        "action_to_frame_p99_ms": float(np.percentile(latency, 99)),
+        "dropped": float(sum(one.dropped for one in played)),
+        "rows_a_step": (after["rows"] - before["rows"]) / max(1, after["frames"] - before["frames"]),
+        "recompilations": after["recompilations"],
+        **{name: after[name] for name in ("fps", "step_ms", "encode_ms", "host_us", "missed_ticks")},
+    }, played
+
+
+def lateness(one: Played) -> np.ndarray:
+    """How much later than due each frame came, in seconds; the most punctual one sets the clock."""
+    late = np.asarray(one.arrived_s) - np.asarray(one.due_s)
+    return late - late.min()
+
+
+def rate(one: Played) -> float:
+    """Frames a second."""
+    return (len(one.arrived_s) - 1) / (one.arrived_s[-1] - one.arrived_s[0])
+
+
+@contextlib.contextmanager
+def serving(folder: str, slots: int, fps: float | None) -> Iterator[str]:
+    """`serve.py` of this world, ready to play; its URL. What it prints goes to our standard error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(SERVE), folder, "--port", str(port), "--slots", str(slots)]
+    process = subprocess.Popen([*command, *([] if fps is None else ["--fps", str(fps)])], stdout=sys.stderr)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            if process.poll() is not None:
+                raise RuntimeError(f"{SERVE.name} ended with exit status {process.returncode}; it says why above")
+            with contextlib.suppress(OSError):
+                if call("GET", f"{url}/readyz")["ready"]:
+                    break
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def compare(config: LoadConfig) -> dict[str, float]:
+    """One batch for everybody against a server for each, in turn; frames a second of all players together."""
+    batch: list[float] = []
+    apart: list[float] = []
+    for _ in range(config.rounds):
+        with serving(config.target, config.players, UNPACED) as url:
+            batch.append(sum(rate(one) for one in asyncio.run(play_all([url], config))))
+        with contextlib.ExitStack() as stack:
+            urls = [stack.enter_context(serving(config.target, 1, UNPACED)) for _ in range(config.players)]
+            apart.append(sum(rate(one) for one in asyncio.run(play_all(urls, config))))
+    one, other = float(np.median(batch)), float(np.median(apart))
+    return {"players": config.players, "one_batch_fps": one, "processes_fps": other, "ratio": one / other}
+
+
+def draw(played: list[Played], wanted: float, path: Path) -> None:
+    """The gaps between frames, over time and sorted."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (over_time, sorted_) = pyplot.subplots(1, 2, figsize=(12, 4), width_ratios=(2, 1))
+    began = min(one.arrived_s[0] for one in played)
+    for index, one in enumerate(played):
+        gaps = 1e3 * np.diff(one.arrived_s)
+        over_time.plot(np.asarray(one.arrived_s[1:]) - began, gaps, linewidth=0.7, label=f"player {index + 1}")
+        sorted_.plot(np.linspace(0, 100, len(gaps)), np.sort(gaps), linewidth=1)
+    for axes in (over_time, sorted_):
+        axes.axhline(1e3 / wanted, color="black", linestyle=":", linewidth=1)
+        axes.set_ylim(bottom=0)
+    over_time.set(xlabel="seconds", ylabel="ms from frame to frame", title=f"{len(played)} players; dotted: the rate")
+    sorted_.set(xlabel="percent of the gaps are shorter")
+    if len(played) <= 8:
+        over_time.legend(fontsize="small", ncols=4)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def run(config: LoadConfig) -> dict[str, float]:
+    """All the numbers."""
+    if config.processes:
+        return compare(config)
+    if config.target.startswith(("http://", "https://")):
+        numbers, played = measure(config.target.rstrip("/"), config)
+    else:
+        with serving(config.target, config.slots or config.players, config.fps) as url:
+            numbers, played = measure(url, config)
+    if config.plot is not None:
+        draw(played, numbers["fps_wanted"], config.plot)
+    return numbers
+
+
+def show(numbers: dict[str, float]) -> str:
+    """The numbers as a table, each beside the bar it has to meet."""
+    return "\n".join(f"{name:24} {value:10.2f}   {BARS.get(name, '')}".rstrip() for name, value in numbers.items())
+
+
+def main() -> None:
+    config = tyro.cli(LoadConfig, description=__doc__)
+    if config.processes and config.target.startswith("http"):
+        sys.exit("error: --processes starts servers of its own: name a world folder, not a URL")
+    try:
+        numbers = run(config)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    print(show(numbers))
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        config.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
