@@ -335,6 +335,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
         return SessionTicket(
             session_id=place.session.id,
             status=service.lobby.status(place),
+            queue=service.lobby.queue(place),
             ws_url=f"{scheme}://{request.url.netloc}{path}",
             token=place.token,
             expires_at=place.expires_at,

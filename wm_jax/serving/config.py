@@ -19,6 +19,7 @@ class ServeConfig:
       port: TCP port; 0 lets the system choose a free one.
       slots: Players at once: the rows of the one batched world. Each row costs time in every frame, so a CPU that
         plays alone is fastest with 1.
+      queue: Players who may wait for a slot once all are taken; more are sent away.
       fps: Frames a second of realtime sessions; None: as many as the world was made for. Where the device is too slow all
         get evenly fewer.
       auth: Secret that a client must show (`Authorization: Bearer ...`) to open a session; None on this machine only.
@@ -48,6 +49,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 1
+    queue: int = 8
     fps: float | None = None
     auth: str | None = None
     allow_origins: tuple[str, ...] = ()
@@ -74,6 +76,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ServeConfigError(f"slots is {self.slots}; a server needs at least 1")
+        if self.queue < 0:
+            raise ServeConfigError(f"queue is {self.queue}; 0 lets nobody wait")
         if self.fps is not None and not 0.1 <= self.fps <= 1000:
             raise ServeConfigError(f"fps is {self.fps}; a media clock runs at 0.1 to 1000 frames a second")
         if not 1 <= self.quality <= 100:

@@ -20,6 +20,7 @@ TYPES: tuple[type[BaseModel], ...] = (
     protocol.Pong,
     protocol.SessionCreated,
     protocol.Status,
+    protocol.Queue,
     protocol.Ack,
     protocol.Error,
     protocol.GoAway,

@@ -20,6 +20,7 @@ from wm_jax.serving.protocol import (
     ErrorCode,
     GoAway,
     Media,
+    Queue,
     Refusal,
     SessionEnded,
     SessionState,
@@ -89,6 +90,9 @@ class Lobby:
         self._controls = controls
         self._fps = fps
         self._places: dict[str, Place] = {}
+        self._waiting: list[Place] = []
+        self._stays = 0.0
+        """Mean length of the sessions that ended, in seconds; 0: none has."""
 
     def create(self, body: CreateSession, opening: Opening) -> Place:
         """Seats a new session.
@@ -131,10 +135,12 @@ class Lobby:
     def _seat(self, session: Session, linger_s: float | None, resume_token: str | None = None) -> Place:
         if self.is_draining:
             raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
-        if not self.batcher.seat(session):
+        is_seated = not self._waiting and self.batcher.seat(session)
+        if not is_seated and len(self._waiting) >= self.config.queue:
+            line = f" and {self.config.queue} wait for one" if self.config.queue else ""
             raise Refusal(
                 ErrorCode.FULL,
-                f"all {self.config.slots} slots are taken; try again later, or start the server with more --slots",
+                f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots",
                 retry_after_ms=5_000,
             )
         now = time.monotonic()
@@ -148,6 +154,8 @@ class Lobby:
             heard_at=now,
         )
         self._places[session.id] = place
+        if not is_seated:
+            self._waiting.append(place)
         return place
 
     def find(self, session_id: str) -> Place:
@@ -182,6 +190,8 @@ class Lobby:
         session = place.session
         if place.ended is not None:
             return "ended"
+        if place in self._waiting:
+            return "queued"
         if session.failure is not None or self.batcher.stage.failure is not None:
             return "failed"
         if self.is_draining:
@@ -214,13 +224,31 @@ class Lobby:
         session = place.session
         self._places.pop(session.id, None)
         session.is_connected = False
+        if place in self._waiting:
+            self._waiting.remove(place)
+        else:
+            stayed = time.monotonic() - session.started_at
+            self._stays = stayed if self._stays == 0.0 else self._stays + 0.2 * (stayed - self._stays)
         self.batcher.evict(session)
+        self._seat_next()
         if self.keeper is not None and not place.is_kept:
             self.keeper.forget(session.id)
         if place.connection is not None:
             seconds = round(time.monotonic() - session.started_at, 3)
             last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
             place.connection.finish(last, code)
+
+    def queue(self, place: Place) -> Queue | None:
+        """Where a session stands that waits for a slot; None: it has one."""
+        if place not in self._waiting:
+            return None
+        position = self._waiting.index(place) + 1
+        eta_s = round(self._stays * position / self.config.slots, 1) if self._stays else None
+        return Queue(position=position, size=len(self._waiting), eta_s=eta_s)
+
+    def _seat_next(self) -> None:
+        while self._waiting and not self.is_draining and self.batcher.seat(self._waiting[0].session):
+            self._waiting.pop(0)
 
     async def sweep_forever(self) -> None:
         """Ends what nobody came for, nobody came back to, or nobody speaks to."""
@@ -244,7 +272,9 @@ class Lobby:
         while self._connected() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         for place in list(self._places.values()):
-            place.is_kept = await self._keep(place)
+            # Who came back from the disk and still waits for a slot lies there as it was.
+            is_asleep = place in self._waiting and place.session.resumed_at is not None
+            place.is_kept = is_asleep or await self._keep(place)
         finishing = [place.connection for place in self._connected()]
         for place in list(self._places.values()):
             self.end(place, "draining", CloseCode.GO_AWAY)
@@ -262,7 +292,8 @@ class Lobby:
 
     async def _keep(self, place: Place) -> bool:
         """Writes a session to the disk; whether it is there."""
-        if self.keeper is None or place.session.source == "real" or not self.batcher.stage.is_ready:
+        is_elsewhere = place.session.source == "real" or place in self._waiting
+        if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
             return False
         try:
             place.kept_at = await self.keeper.keep(place.session, place.resume_token, place.linger_s)

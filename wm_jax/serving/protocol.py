@@ -312,6 +312,15 @@ class Status(Message):
     code: ErrorCode | None = None
 
 
+class Queue(Message):
+    """The session waits for a slot: `position` 1 is next, of `size`; `eta_s` is a guess from the sessions that ended."""
+
+    type: Literal["queue"] = "queue"
+    position: int
+    size: int
+    eta_s: float | None = None
+
+
 class Ack(Message):
     """An event has been applied: it first counts in this frame. After a seek that frame follows from the restored one."""
 
@@ -370,7 +379,7 @@ class Snapshotted(Message):
     expires_at: float
 
 
-ServerMessage = SessionCreated | Status | Ack | Error | GoAway | SessionEnded | Snapshotted | Ping | Pong
+ServerMessage = SessionCreated | Status | Queue | Ack | Error | GoAway | SessionEnded | Snapshotted | Ping | Pong
 
 
 class FrameTimes(Message):
@@ -458,10 +467,11 @@ class ForkSession(Message):
 
 
 class SessionTicket(Message):
-    """Answer of `POST /v1/sessions`: where to connect, and with which token."""
+    """Answer of `POST /v1/sessions`: where to connect, and with which token; `queue` while it waits for a slot."""
 
     session_id: str
     status: str
+    queue: Queue | None = None
     ws_url: str
     webrtc_url: str | None = None
     token: str

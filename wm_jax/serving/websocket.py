@@ -26,6 +26,7 @@ from wm_jax.serving.protocol import (
     NotOffered,
     Ping,
     Pong,
+    Queue,
     Refusal,
     SessionCreated,
     SessionUpdate,
@@ -185,7 +186,10 @@ class Connection:
     async def _watch(self) -> None:
         """Tells the client every change of the session's state, and how far the start is."""
         told = None
+        place: Queue | None = None
         while True:
+            if place != (place := self._lobby.queue(self._place)) and place is not None:
+                self._session.outbox.put(place)
             stage = self._lobby.batcher.stage
             status = Status(
                 status=self._lobby.status(self._place), stage=stage.name, progress=stage.progress,

@@ -7,6 +7,7 @@ import { Look } from "./look.js";
 import { firstFrame, takePictures } from "./picture.js";
 import { Player, Refused } from "./player.js";
 import { ERROR } from "./protocol.js";
+import { Timeline } from "./timeline.js";
 import { Wheel } from "./wheel.js";
 
 /** A world with more keys than these has them in a broad row below the picture. */
@@ -21,6 +22,7 @@ const keys = new Keys(at("keys"), (held) => {
 });
 const look = new Look(canvas, keys, (mouse) => player.look(keys.held, mouse));
 const wheel = new Wheel(at("screen"), keys);
+const timeline = new Timeline(at("timeline"), (frame) => player.seek(frame));
 /** @type {string[]} */ const problems = [];
 let isPaused = false;
 let wasHidden = false;
@@ -130,6 +132,8 @@ when("created", (session) => {
   showControls(session);
   at("image").hidden = !session.capabilities.image;
   at("switch").hidden = session.capabilities.sources.length < 2;
+  timeline.show(session.capabilities, session.fps);
+  at("fork").hidden = !session.capabilities.fork;
   showSource(session.source);
   canvas.width = session.width;
   canvas.height = session.height;
@@ -153,6 +157,13 @@ when("status", ({ status, stage, progress }) => {
     overlay({ title: "Something broke", text: "The server's log says what.", button: "Try again" });
     state("bad", "failed");
   } else state("", status);
+});
+
+when("queue", ({ position, size, eta_s }) => {
+  const guess = eta_s ? ` About ${eta_s < 90 ? `${Math.ceil(eta_s)} s` : `${Math.ceil(eta_s / 60)} min`}.` : "";
+  overlay({ title: "All slots are taken", text: `You are number ${position} of ${size} who wait.${guess}`, isWaiting: true });
+  state("", "waiting");
+  refreshSeats();
 });
 
 when("lost", ({ attempt }) => {
@@ -227,6 +238,16 @@ takePictures({
   onPicture: startFromFile,
   input: fileBox,
 });
+at("fork").addEventListener("click", async () => {
+  const tab = window.open("", "_blank"); // at once: later it would be taken for an advertisement
+  try {
+    const place = await player.fork();
+    if (tab) tab.location.href = `${location.origin}/${place}`;
+  } catch (error) {
+    tab?.close();
+    notice(error instanceof Error ? error.message : "This session could not be copied.");
+  }
+});
 addEventListener("resize", () => fit(canvas));
 addEventListener("pagehide", () => player.leave());
 addEventListener("pageshow", (event) => event.persisted && open());
@@ -242,6 +263,7 @@ document.addEventListener("visibilitychange", () => {
 setInterval(() => {
   drawNumbers(player);
   drawGaps(player.shownAt, player.session?.fps ?? 30);
+  timeline.follow(player.frameId);
 }, 250);
 setInterval(() => !document.hidden && refreshSeats(), 10000);
 

@@ -62,6 +62,13 @@ export class Player extends EventTarget {
     this.session = null;
     await this.leave();
     if (epoch !== this.epoch) return;
+    const join = /^#join=([\w-]+)\.([\w-]+)$/.exec(location.hash);
+    if (join) {
+      history.replaceState(null, "", location.pathname);
+      this.ticket = { session_id: join[1], token: join[2] };
+      this._connect(join[1], join[2], epoch);
+      return;
+    }
     try {
       const init = { seed: this.seed, ...(this.image && { image: this.image }) };
       const ticket = await this._post("/v1/sessions", { source: this.source, init, linger_s: LINGER_S });
@@ -114,6 +121,17 @@ export class Player extends EventTarget {
     this.send({ type: "control", op, event_id: ++this.eventId });
   }
 
+  /** Back to the newest frame that is kept up to this one. @param {number} frame */
+  seek(frame) {
+    this.send({ type: "control", op: "seek", frame: Math.max(0, frame), event_id: ++this.eventId });
+  }
+
+  /** A new session that goes on as this one is: where to play it. */
+  async fork() {
+    const ticket = await this._post(`/v1/sessions/${this.session.id}/fork`, { linger_s: LINGER_S });
+    return `#join=${ticket.session_id}.${ticket.token}`;
+  }
+
   /** @param {number} seed */
   reset(seed) {
     this.seed = seed;
@@ -152,9 +170,10 @@ export class Player extends EventTarget {
     };
     socket.onclose = ({ code }) => {
       if (epoch !== this.epoch) return;
-      if (GONE.includes(code)) this.ticket = null;
+      const isAsleep = code === CLOSE.GO_AWAY && this.session?.isAsleep;
+      if (GONE.includes(code) && !isAsleep) this.ticket = null;
       if (code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
-      else if (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL) {
+      else if (isAsleep || (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL)) {
         this._retry(epoch, () => this._connect(this.session.id, this.session.resumeToken, epoch));
       } else this._retry(epoch, () => this.open());
     };
@@ -170,6 +189,7 @@ export class Player extends EventTarget {
     } else if (message.type === "ping") {
       this.send({ type: "pong", event_id: message.event_id, client_ts: message.client_ts });
     } else if (message.type === "error") this._tell("problem", message);
+    else if (message.type === "session.ended") this.session.isAsleep = message.resumable;
     else this._tell(message.type, message);
   }
 

@@ -216,6 +216,13 @@ export const ERROR = Object.freeze({
  * @property {number} [minor]
  */
 /**
+ * @typedef {Object} Queue
+ * @property {"queue"} [type]
+ * @property {number} position
+ * @property {number} size
+ * @property {number|null} [eta_s]
+ */
+/**
  * @typedef {Object} SessionCreated
  * @property {"session.created"} [type]
  * @property {Protocol} [protocol]
@@ -259,6 +266,7 @@ export const ERROR = Object.freeze({
  * @typedef {Object} SessionTicket
  * @property {string} session_id
  * @property {string} status
+ * @property {Queue|null} [queue]
  * @property {string} ws_url
  * @property {string|null} [webrtc_url]
  * @property {string} token
