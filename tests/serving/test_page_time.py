@@ -1,0 +1,64 @@
+"""A real Chromium goes back in time, forks, waits in line, and finds its world again after the server was started anew."""
+
+import pytest
+
+import wm_jax as wm
+from tests.serving.conftest import serving, tiny_prompts
+from tests.serving.test_page import RECORD
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_timeline_goes_back_and_the_world_goes_on_from_there(open_page, server):
+    page = open_page(server)
+    page.evaluate(f"() => {{ {RECORD} }}")
+    page.evaluate("__wm.player.addEventListener('ack', ({ detail }) => { window.ack = detail; })")
+    page.wait_for_function("drawn.length > 40")
+    page.locator("#timeline input").fill("-30")
+    page.wait_for_function("window.ack?.restored_frame !== undefined")
+    applied, restored = page.evaluate("[ack.applied_at_frame, ack.restored_frame]")
+    assert 15 <= applied - restored <= 60 and page.text_content("#timeline output") == "now"
+    page.wait_for_function(f"__wm.frameId > {applied + 12}")
+    drawn = dict(page.evaluate("drawn"))
+    pairs = [
+        (drawn[restored + n], drawn[applied + n]) for n in range(12) if {restored + n, applied + n} <= drawn.keys()
+    ]
+    assert len(pairs) >= 3, "a busy machine may draw few of the frames"
+    assert all(then == now for then, now in pairs)
+
+
+def test_a_fork_goes_on_in_a_tab_of_its_own(open_page, server):
+    page = open_page(server)
+    with page.context.expect_page() as opened:
+        page.click("#fork")
+    fork = opened.value
+    fork.wait_for_function("window.__wm?.frames > 10", timeout=60_000)
+    assert fork.evaluate("__wm.session") != page.evaluate("__wm.session") and server.free_slots() == 0
+    assert "join" not in fork.url, "the token leaves the address bar"
+    before = page.evaluate("__wm.frames")
+    page.wait_for_function(f"__wm.frames > {before + 5}")
+    fork.close()
+
+
+def test_who_waits_is_told_and_a_server_that_starts_anew_is_found_again(browser, tmp_path, free_port):
+    world = (*wm.tiny_world(0), tiny_prompts())
+    settings = dict(slots=1, queue=1, port=free_port, snapshots=str(tmp_path))
+    pages = [browser.new_page() for _ in range(2)]
+    try:
+        with serving(*world, **settings) as server:
+            pages[0].goto(server.url)
+            pages[0].wait_for_function("window.__wm?.frames > 10", timeout=60_000)
+            pages[1].goto(server.url)
+            pages[1].wait_for_selector("text=You are number 1 of 1 who wait")
+            pages[0].close()
+            pages[1].wait_for_function("window.__wm?.frames > 10", timeout=60_000)
+            session = pages[1].evaluate("__wm.session")
+            server.stop()
+            pages[1].wait_for_selector("text=Reconnecting")
+        shown = pages[1].evaluate("__wm.frameId")
+        with serving(*world, **settings):
+            pages[1].wait_for_function(f"__wm.state === 'playing' && __wm.frameId > {shown}", timeout=60_000)
+            assert pages[1].evaluate("__wm.session") == session
+    finally:
+        for page in pages:
+            page.close()
