@@ -4,11 +4,14 @@ import base64
 import io
 import struct
 import zlib
+from importlib.metadata import version
 
 import httpx
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 import wm_jax as wm
 from wm_jax.serving.app import PAGE, Service, make_app
@@ -40,6 +43,26 @@ def test_health_readiness_and_models_tell_the_world(server):
     assert model["action_space"]["properties"]["raw"]["minItems"] == 4
     assert server.http.get(f"{server.url}/v1/models/tiny").json() == model
     assert "/v1/sessions" in server.http.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+def test_prometheus_reads_what_the_server_measures(server, talk):
+    talk.wait_for_frames(5)
+    talk.send("action", held=["ArrowUp"])
+    talk.wait_for_frames(5)
+    answer = server.http.get(f"{server.url}/metrics")
+    found = {metric.name: metric for metric in text_string_to_metric_families(answer.text)}
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    value = {name: metric.samples[0].value for name, metric in found.items() if metric.type != "histogram"}
+    assert value["wm_slots_free"] == 1 and value["wm_fps"] == server.world.config.fps and value["wm_recompile"] == 0
+    assert {sample.labels["state"]: sample.value for sample in found["wm_sessions"].samples} == {"running": 1}
+    assert 0 < value["wm_batch_occupancy"] <= 1 and value["wm_frames"] >= value["wm_steps"] >= 10
+    for name in ("wm_step_seconds", "wm_ttff_seconds", "wm_action_to_frame_seconds"):
+        assert next(sample.value for sample in found[name].samples if sample.name == f"{name}_count") >= 1
+
+
+def test_the_version_is_told(server):
+    told = server.http.get(f"{server.url}/v1/version").json()
+    assert told == {"wm_jax": version("wm_jax"), "jax": jax.__version__, "protocol": {"major": 1, "minor": 0}}
 
 
 def test_an_unknown_model_is_named_beside_the_known_one(server):

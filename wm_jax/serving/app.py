@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import importlib.metadata
 import logging
 import math
 import os
@@ -15,16 +16,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
+import jax
 import uvicorn
 from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 
 from wm_jax import envs
 from wm_jax.export.artifact import Artifact
-from wm_jax.serving import models
+from wm_jax.serving import metrics, models
 from wm_jax.serving.batcher import Batcher, Delivery
 from wm_jax.serving.config import ServeConfig, compile_cache_dir
 from wm_jax.serving.engine import Engine, Scenes, use_compile_cache
@@ -49,6 +52,7 @@ from wm_jax.serving.protocol import (
     SessionTicket,
     Snapshotted,
     Source,
+    Version,
     dump,
 )
 from wm_jax.serving.real import Arcade
@@ -297,6 +301,18 @@ def _add_health(app: FastAPI, service: Service) -> None:
             "encode_ms": round(1e3 * pulse.encode_s, 3),
             "host_us": round(1e6 * pulse.host_s, 1),
         }
+
+    @app.get("/metrics")
+    async def show_metrics(authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """For Prometheus; with `--auth` it needs the secret as its bearer token."""
+        service.check_bearer(authorization)
+        standing = metrics.Standing(service.batcher, service.lobby)
+        return Response(metrics.text(service.batcher.times, standing), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.get("/v1/version")
+    async def version() -> Version:  # pyright: ignore[reportUnusedFunction]
+        """What runs here."""
+        return Version(wm_jax=importlib.metadata.version("wm_jax"), jax=jax.__version__)
 
     @app.get("/readyz")
     async def readyz(response: Response) -> Readiness:  # pyright: ignore[reportUnusedFunction]

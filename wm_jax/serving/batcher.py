@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import Row
+from wm_jax.serving.metrics import Times
 from wm_jax.serving.outbox import EncodedFrame
 from wm_jax.serving.pace import Pace
 from wm_jax.serving.protocol import ErrorCode, Refusal
@@ -70,6 +71,7 @@ class Pulse:
     Attributes:
       frames: Calls of the compiled step so far.
       rows: Sessions that were in them, added up.
+      failures: Frames that failed and were made again.
       step_s: From launch to pixels on the host.
       host_s: Processor time of the two threads for one frame, between sleep and sleep, without device call and encoder.
       launch_s: The device call as the host sees it, until it returns.
@@ -77,6 +79,7 @@ class Pulse:
 
     frames: int = 0
     rows: int = 0
+    failures: int = 0
     step_s: float = 0.0
     host_s: float = 0.0
     launch_s: float = 0.0
@@ -103,12 +106,14 @@ class Batcher:
     Attributes:
       stage: How far the start is; read by anyone.
       pulse: Measurements; read by anyone.
+      times: The same as histograms.
       pace: The media clock; its attributes are read by anyone.
     """
 
     def __init__(self, engine: Engine, arcade: Arcade, fps: float, deliver: Callable[[Delivery], None]) -> None:
         self.stage = Stage()
         self.pulse = Pulse()
+        self.times = Times()
         self.engine = engine
         self._arcade = arcade
         arcade.wake = self.wake
@@ -304,6 +309,7 @@ class Batcher:
         Raises:
           Exception: the error, if frame after frame fails; whatever fails in here.
         """
+        self.pulse.failures += 1
         self._failures += 1
         if self._failures > MAX_FAILURES:
             raise error
@@ -395,6 +401,15 @@ class Batcher:
                 continue
             encode_s += seconds
             delivery.append((session, frame))
+            self._observe(session, turn)
         self._deliver(delivery)
+        self.times.step.observe(step_s)
         host_s = launch.host_s + time.thread_time() - done_cpu - encode_s
         self.pulse.count_frame(len(launch.turns), step_s, encode_s, host_s)
+
+    def _observe(self, session: Session, turn: Turn) -> None:
+        if turn.pressed_at is not None:
+            self.times.action_to_frame.observe(time.perf_counter() - turn.pressed_at)
+        if not session.has_shown:
+            session.has_shown = True
+            self.times.first_frame.observe(time.monotonic() - session.started_at)

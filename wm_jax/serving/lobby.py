@@ -91,6 +91,7 @@ class Lobby:
         self._fps = fps
         self._places: dict[str, Place] = {}
         self._waiting: list[Place] = []
+        self._dropped = 0
         self._stays = 0.0
         """Mean length of the sessions that ended, in seconds; 0: none has."""
 
@@ -223,6 +224,7 @@ class Lobby:
         place.ended = reason
         session = place.session
         self._places.pop(session.id, None)
+        self._dropped += session.outbox.dropped
         session.is_connected = False
         if place in self._waiting:
             self._waiting.remove(place)
@@ -237,6 +239,15 @@ class Lobby:
             seconds = round(time.monotonic() - session.started_at, 3)
             last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
             place.connection.finish(last, code)
+
+    def states(self) -> list[str]:
+        """The state of every session."""
+        return [self.status(place) for place in self._places.values()]
+
+    @property
+    def dropped(self) -> int:
+        """Frames that slow clients lost so far."""
+        return self._dropped + sum(place.session.outbox.dropped for place in self._places.values())
 
     def queue(self, place: Place) -> Queue | None:
         """Where a session stands that waits for a slot; None: it has one."""

@@ -529,6 +529,14 @@ class ModelList(Message):
     models: list[ModelInfo]
 
 
+class Version(Message):
+    """Answer of `GET /v1/version`."""
+
+    wm_jax: str
+    jax: str
+    protocol: Protocol = Protocol()
+
+
 class Readiness(Message):
     """Answer of `GET /readyz`: 200 when a session would play at once, else 503."""
 

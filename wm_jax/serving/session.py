@@ -117,6 +117,7 @@ class Session:
       id: Unguessable name.
       source: What the next frame shows that no step has asked for yet.
       is_seated: Its slot holds a dream of its own, and no more that of whoever sat there before.
+      has_shown: Whether a frame of it was made ready to be sent.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
     """
 
@@ -148,6 +149,7 @@ class Session:
         self.is_connected = False
         self.is_paused = False
         self.is_seated = False
+        self.has_shown = False
         self.failure: ErrorCode | None = None
         self.started_at = time.monotonic()
         self._history = history or History(0, 1)
