@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from wm_jax.serving.client import open_session
+from wm_jax.client import open_session
 from wm_jax.serving.codec import Mp4Writer
 
 

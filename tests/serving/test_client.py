@@ -1,4 +1,4 @@
-"""Our own client, the bench and the stream example, against the served tiny world."""
+"""Our own clients and the stream example, against the served tiny world."""
 
 import asyncio
 import importlib.util
@@ -6,10 +6,10 @@ import importlib.util
 import av
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from websockets.exceptions import ConnectionClosed
 
-from wm_jax.serving import bench
-from wm_jax.serving.client import ServerError, open_session
+from wm_jax.client import RemoteWorldEnv, ServerError, connect, open_session
 
 
 def test_the_client_streams_loss_free(server):
@@ -43,16 +43,54 @@ def test_a_session_that_the_server_ended_does_not_hide_why_its_block_was_left(se
         asyncio.run(play())
 
 
-def test_the_bench_measures_what_the_bars_name(server):
-    numbers = bench.run(bench.BenchConfig(server.url, seconds=1.5, warmup=0.3))
-    assert set(bench.BARS) <= set(numbers)
-    assert numbers["fps"] > 5 and numbers["key_to_pixel_p50_ms"] > 0
-    assert "gap_p99_ms" in bench.show(numbers) and "< 75" in bench.show(numbers)
+def test_a_script_steps_goes_back_and_forks(server):
+    with connect(server.url, seed=2) as session:
+        assert session.shape == (32, 32, 3) and len(session.codes) == 4
+        first = session.step(["ArrowUp"], frames=18)
+        assert first.shape == (18, 32, 32, 3) and session.frame_id == 18
+        assert session.seek(17) == 15
+        np.testing.assert_array_equal(session.step(["ArrowUp"], frames=3), first[15:])
+        with session.fork() as fork:
+            np.testing.assert_array_equal(fork.step(frames=2), session.step(frames=2))
+        session.reset()
+        np.testing.assert_array_equal(session.step(["ArrowUp"], frames=4), first[:4])
+        with pytest.raises(ServerError, match="unknown_key"):
+            session.step(["KeyZ"])
+        with pytest.raises(ServerError, match="--snapshots"):
+            session.snapshot()
+    assert server.free_slots() == 2
 
 
-def test_the_bench_says_when_its_server_did_not_start(tmp_path):
-    with pytest.raises(ServerError, match=r"serve\.py ended with exit status 2"):
-        bench.run(bench.BenchConfig(str(tmp_path / "no_world")))
+def test_a_script_that_hung_up_comes_back(server):
+    alone = connect(server.url, seed=4)
+    wanted = alone.step(frames=6)
+    alone.close()
+    session = connect(server.url, seed=4)
+    first = session.step(frames=2)
+    session.close(keep=True)
+    with pytest.raises(ServerError, match="resume="):
+        session.step()
+    with connect(server.url, resume=(session.id, session.resume_token)) as again:
+        assert again.frame_id == 2
+        np.testing.assert_array_equal(np.concatenate([first, again.step(frames=4)]), wanted)
+
+
+def test_a_remote_world_is_a_gymnasium_environment(server):
+    env = RemoteWorldEnv(server.url, max_steps=5, render_mode="rgb_array")
+    check_env(env, skip_render_check=True)
+    frames = []
+    for _ in range(2):
+        frame, info = env.reset(seed=3)
+        frames.append([frame])
+        for step in range(5):
+            frame, reward, terminated, truncated, later = env.step(np.array([0, 1, 0, 0], np.int8))
+            frames[-1].append(frame)
+            assert (reward, terminated, truncated) == (0.0, False, step == 4)
+            assert later["frame_id"] == info["frame_id"] + step + 1
+    np.testing.assert_array_equal(*frames)
+    np.testing.assert_array_equal(env.render(), frames[1][-1])
+    env.close()
+    assert server.free_slots() == 2
 
 
 @pytest.mark.parametrize("served", ["server", "mouse_server"])

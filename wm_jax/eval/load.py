@@ -273,8 +273,11 @@ def run(config: LoadConfig) -> dict[str, float]:
     if config.target.startswith(("http://", "https://")):
         numbers, played = measure(config.target.rstrip("/"), config)
     else:
+        began = time.perf_counter()
         with serving(config.target, config.slots or config.players, config.fps) as url:
+            ready_s = time.perf_counter() - began
             numbers, played = measure(url, config)
+            numbers = {"start_to_ready_s": ready_s, **numbers}
     if config.plot is not None:
         draw(played, numbers["fps_wanted"], config.plot)
     return numbers

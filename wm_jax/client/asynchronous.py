@@ -1,4 +1,4 @@
-"""A small client of wm.v1 for Python: opens a session, sends messages, receives frames. Used by the bench and examples."""
+"""A small client of wm.v1 for asyncio: opens a session, sends messages, receives frames as they come."""
 
 import asyncio
 import contextlib

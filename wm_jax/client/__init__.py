@@ -1,0 +1,15 @@
+"""Plays a served world from Python: `connect` for scripts, `open_session` for asyncio, `RemoteWorldEnv` for Gymnasium.
+
+from wm_jax.client import connect
+
+with connect("http://127.0.0.1:8000", seed=7) as session:
+    frames = session.step(["ArrowRight"], frames=30)         # uint8 [30 h w 3], none dropped
+    other = session.fork()                                   # goes on as this one is
+    session.seek(15)                                         # and this one goes back
+"""
+
+from wm_jax.client.asynchronous import Client, ServerError, open_session
+from wm_jax.client.env import RemoteWorldEnv
+from wm_jax.client.session import Session, connect
+
+__all__ = ["Client", "RemoteWorldEnv", "ServerError", "Session", "connect", "open_session"]

@@ -1,0 +1,186 @@
+"""A stepped session for scripts: every call waits for its answer."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as connect_socket
+from websockets.typing import Subprotocol
+
+from wm_jax.client.asynchronous import ServerError, decode, request
+from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
+
+Held = Sequence[str]
+"""Names of keys: `KeyboardEvent.code`, as `Session.codes` lists them."""
+
+
+class Session:
+    """One session in stepped mode: the world waits for `step`, and no frame is ever lost.
+
+    Attributes:
+      id: Its name on the server.
+      codes: The keys of the world.
+      fps: Frames a second at which it would be played.
+      shape: Of a frame, `(h, w, 3)`.
+      resume_token: With it `connect(url, resume=(id, token))` comes back, also after the server was started anew.
+      frame_id: Index of the next frame.
+    """
+
+    def __init__(self, url: str, socket: ClientConnection, auth: str | None, token: str) -> None:
+        self._url, self._socket, self._auth, self._token = url, socket, auth, token
+        created = json.loads(socket.recv())
+        if created["type"] != "session.created":
+            raise ServerError(f"{created.get('code')}: {created.get('message')}")
+        world = created["session"]
+        self.id: str = world["id"]
+        self.codes: tuple[str, ...] = tuple(key["code"] for key in world["keys"])
+        self.has_mouse: bool = world["mouse"]
+        self.fps: float = world["fps"]
+        self.shape: tuple[int, int, int] = (world["height"], world["width"], 3)
+        self.resume_token: str = created["resume_token"]
+        self.frame_id: int = world["frames"]
+        self._numbers = itertools.count()
+
+    def step(
+        self, held: Held = (), frames: int = 1, mouse: tuple[float, float] | None = None
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """The next frames while these keys are held; the mouse (right and down, in heights of the frame) moves in the first.
+
+        Raises:
+          ServerError: a key that the world has not, too many frames at once.
+        """
+        action: dict[str, Any] = {"held": list(held)} | ({} if mouse is None else {"mouse": list(mouse)})
+        self._send("step", step_id=f"{self.frame_id}-{next(self._numbers)}", n=frames, actions=[action])
+        made = [self._next_frame() for _ in range(frames)]
+        self.frame_id += frames
+        return np.stack(made)
+
+    def reset(self, seed: int | None = None) -> None:
+        """The next frame begins anew; without a seed with the same one."""
+        self._do("control", op="reset", seed=seed)
+
+    def seek(self, frame_id: int) -> int:
+        """Goes back to the newest frame that is kept up to this one, and says which.
+
+        Raises:
+          ServerError: none that old is kept.
+        """
+        return self._do("control", op="seek", frame=frame_id)["restored_frame"]
+
+    def snapshot(self) -> str:
+        """Writes the session to the server's disk; `connect(url, snapshot=...)` starts from it.
+
+        Raises:
+          ServerError: the server was started without `--snapshots`.
+        """
+        return self._do("session.snapshot", answer="session.snapshotted")["snapshot"]
+
+    def fork(self, at: int | None = None) -> "Session":
+        """A session of its own that goes on as this one is, or was at the newest kept frame up to `at`.
+
+        Raises:
+          ServerError: every slot is taken, or none that old is kept.
+        """
+        body = {} if at is None else {"at": at}
+        ticket = request("POST", f"{self._url}/v1/sessions/{self.id}/fork", body, self._auth or self._token)
+        return _open(self._url, ticket["session_id"], ticket["token"], self._auth)
+
+    def close(self, keep: bool = False) -> None:
+        """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""
+        self._socket.close()
+        if not keep:
+            # Only tidying up: a session or a server that is gone already hurts nobody.
+            with contextlib.suppress(ServerError, OSError):
+                request("DELETE", f"{self._url}/v1/sessions/{self.id}", None, self._auth or self.resume_token)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- inside
+
+    def _send(self, kind: str, **fields: Any) -> None:
+        known = {name: value for name, value in fields.items() if value is not None}
+        self._socket.send(json.dumps({"type": kind, **known}))
+
+    def _do(self, kind: str, answer: str = "ack", **fields: Any) -> dict[str, Any]:
+        """Sends an event and waits for the answer to it."""
+        event = f"event-{next(self._numbers)}"
+        self._send(kind, event_id=event, **fields)
+        while True:
+            got = self._receive()
+            if isinstance(got, dict) and got["type"] == answer and got.get("event_id") == event:
+                return got
+
+    def _next_frame(self) -> UInt8[np.ndarray, "h w 3"]:
+        while True:
+            got = self._receive()
+            if not isinstance(got, dict):
+                return got
+
+    def _receive(self) -> Any:
+        """A message as a dict, or a frame."""
+        try:
+            data = self._socket.recv()
+        except ConnectionClosed as closed:
+            raise ServerError(f"the connection is closed ({closed}); resume with resume=(id, resume_token)") from None
+        if isinstance(data, str):
+            message = json.loads(data)
+            if message["type"] == "error":
+                raise ServerError(f"{message['code']}: {message['message']}")
+            return message
+        header, payloads = unpack_frames(data)
+        assert isinstance(header, FramesHeader) and header.n == 1
+        return decode(header, payloads[0])
+
+
+def connect(
+    url: str,
+    *,
+    seed: int = 0,
+    prompt: int | None = None,
+    snapshot: str | None = None,
+    resume: tuple[str, str] | None = None,
+    auth: str | None = None,
+    codec: str = "png",
+) -> Session:
+    """A stepped session of the server at `url`.
+
+    Args:
+      seed: Of its dream.
+      prompt: A scene that ships with the world, by number; where it is not given the seed's.
+      snapshot: Starts from one that `Session.snapshot` made.
+      resume: Comes back to a session, by its id and resume token, instead of opening one.
+      auth: The server's secret, if it has one.
+      codec: How frames travel: png and raw lose nothing, jpeg is small.
+
+    Raises:
+      ServerError: the server is full, knows no such snapshot or session, or refuses the connection.
+      OSError: nobody answers there.
+    """
+    url = url.rstrip("/")
+    if resume is not None:
+        return _open(url, *resume, auth)
+    init = {"seed": seed, "prompt": prompt, "snapshot": snapshot}
+    body = {"mode": "stepped", "media": {"codec": codec}, "init": {k: v for k, v in init.items() if v is not None}}
+    ticket = request("POST", f"{url}/v1/sessions", body, auth)
+    return _open(url, ticket["session_id"], ticket["token"], auth)
+
+
+def _open(url: str, session_id: str, token: str, auth: str | None) -> Session:
+    address = f"ws{url.removeprefix('http')}/v1/sessions/{session_id}/ws"
+    protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + token)]
+    socket = connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
+    try:
+        return Session(url, socket, auth, token)
+    except BaseException:
+        socket.close()
+        raise
