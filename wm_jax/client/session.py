@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
@@ -99,7 +99,7 @@ class Session:
             with contextlib.suppress(ServerError, OSError):
                 request("DELETE", f"{self._url}/v1/sessions/{self.id}", None, self._auth or self.resume_token)
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
