@@ -98,13 +98,14 @@ class Talk:
 
     def wait_for(self, kind: str, **fields: Any) -> dict[str, Any]:
         """The next message of this kind with these fields."""
-        seen = len(self.messages)
-        while True:
+        seen, deadline = len(self.messages), time.monotonic() + 60
+        while time.monotonic() < deadline:
             for message in self.messages[seen:]:
                 if message["type"] == kind and fields.items() <= message.items():
                     return message
             seen = len(self.messages)
             self.receive()
+        raise TimeoutError(f"no {kind} with {fields} in 60 s, but {[message['type'] for message in self.messages]}")
 
     def wait_for_frames(self, count: int) -> list[tuple[dict[str, Any], bytes]]:
         """The next frames, that many."""

@@ -1,5 +1,6 @@
 """The HTTP half of wm.v1, over a real server, and what it refuses."""
 
+import asyncio
 import base64
 import io
 import struct
@@ -131,10 +132,10 @@ def test_a_world_takes_an_image_that_says_so_or_ships_first_frames(kind, scenes,
     assert service.info().image is takes
     body = CreateSession(init=SessionInit(image=png(32, 32)))
     if takes:
-        assert service.create(body).session.opening.image is not None
+        assert asyncio.run(service.create(body)).session.opening.image is not None
     else:
         with pytest.raises(Refusal, match="takes no image"):
-            service.create(body)
+            asyncio.run(service.create(body))
 
 
 def test_a_foreign_page_may_not_open_sessions(server):

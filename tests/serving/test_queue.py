@@ -10,7 +10,7 @@ def test_who_waits_is_told_its_place_and_plays_when_a_slot_is_free():
         assert [ticket["status"] for ticket in (first, second, third)] == ["ready", "queued", "queued"]
         assert [ticket.get("queue") for ticket in (first, second)] == [
             None,
-            {"type": "queue", "position": 1, "size": 2},
+            {"type": "queue", "position": 1, "size": 1, "eta_s": None},
         ]
         refused = server.http.post(f"{server.url}/v1/sessions", json={})
         assert refused.status_code == 503 and "2 wait" in refused.json()["message"]

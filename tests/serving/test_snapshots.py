@@ -164,7 +164,10 @@ def test_a_session_comes_back_after_the_server_was_stopped(tiny, tmp_path):
             talk = server.talk(socket)
             again = talk.wait_for("session.created")
             assert (again["session"]["id"], again["session"]["resumed_at"]) == (ticket["session_id"], 4)
-            assert steps(talk, 5, 2) == wanted[4:], "the keys that were held still are"
+            talk.send("step", step_id=2, n=5)
+            assert [payload for _, payload in talk.wait_for_frames(5)] == wanted[4:], (
+                "the keys that were held still are"
+            )
             assert [header["frame_id"] for header, _ in talk.frames] == list(range(4, 9))
             talk.send("control", op="reset", event_id="anew")
             talk.wait_for("ack", event_id="anew")
@@ -241,7 +244,7 @@ class Killable:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.full)])
 def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder, root, tmp_path, free_port, kills):
     """A player who reconnects is told the frame it goes on with, and gets there what it would have got alone."""
     rng = np.random.default_rng(kills)

@@ -72,10 +72,18 @@ class Player:
             self.restart, self.tapped = None, frozenset()
         self.past = restart or self.past
         if self.frame_id % EVERY == 0:
-            self.kept = [*self.kept, (self.frame_id, self.past)][-DEPTH:]
+            self.kept = [*(kept for kept in self.kept if kept[0] < self.frame_id), (self.frame_id, self.past)][-DEPTH:]
         self.past = (*self.past, tuple(key in held for key in range(4)))
         self.frame_id += 1
         return self.frame_id - 1, self.past
+
+    def lose(self, frames: int) -> None:
+        """As many frames are taken and not made: all is as before, but for the state that was kept before the first."""
+        taken = dataclasses.replace(self, steps=list(self.steps))
+        for _ in range(frames):
+            if taken.is_due:
+                taken.next_frame()
+        self.kept = [kept for kept in taken.kept if kept[0] <= self.frame_id]
 
 
 players = st.integers(0, SLOTS - 1)
@@ -192,6 +200,8 @@ class Storm(RuleBasedStateMachine):
             served.step = step  # once
             raise RuntimeError("the device had a bad moment")
 
+        for player in self.players:
+            player.lose(2 if where == "pixels" else 1)
         if where != "pixels":
             served.step = broken
             self.batcher._launch(is_tick=True)

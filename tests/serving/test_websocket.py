@@ -183,7 +183,7 @@ def test_a_stalled_client_loses_frames_which_are_counted_and_its_neighbour_none(
         ('{"type": "action", "raw": [1, 0], "event_id": 4}', "wrong_dimension", "2 numbers, this world has 4"),
         ('{"type": "step", "step_id": 4, "n": 1}', "wrong_mode", "stepped"),
         ('{"type": "frame.ack", "seq": 100000}', "bad_ack", "never sent"),
-        ('{"type": "control", "op": "seek", "frame": 1}', "unsupported", "seek"),
+        ('{"type": "control", "op": "seek", "event_id": 4}', "bad_message", "needs the frame"),
         ('{"type": "prompt.set", "event_id": 4}', "unsupported", "prompt.set"),
     ],
 )

@@ -13,7 +13,7 @@ class RemoteWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """Held keys in, one frame out, over a stepped session.
 
     A world dreams pictures and nothing else: the reward is 0, nothing terminates, and an episode is truncated after
-    `max_steps`. What a policy is rewarded for is up to a wrapper. `info` tells `frame_id`.
+    `max_steps`. What a policy is rewarded for is up to a wrapper.
 
     Args:
       url: A server: `python serve.py worlds/coinrun`.
@@ -61,6 +61,5 @@ class RemoteWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._session.close()
 
     def _show(self, held: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        frame_id = self._session.frame_id
         self._frame = self._session.step(held)[0]
-        return self._frame, {"frame_id": frame_id}
+        return self._frame, {}

@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,9 @@ from websockets.typing import Subprotocol
 
 from wm_jax.client.asynchronous import ServerError, decode, request
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
+
+PATIENCE = ("rate_limited", "busy")
+"""Refusals that only ask to come again later."""
 
 Held = Sequence[str]
 """Names of keys: `KeyboardEvent.code`, as `Session.codes` lists them."""
@@ -32,10 +36,17 @@ class Session:
       frame_id: Index of the next frame.
     """
 
-    def __init__(self, url: str, socket: ClientConnection, auth: str | None, token: str) -> None:
-        self._url, self._socket, self._auth, self._token = url, socket, auth, token
-        created = json.loads(socket.recv())
+    def __init__(self, url: str, session_id: str, token: str, auth: str | None) -> None:
+        address = f"ws{url.removeprefix('http')}/v1/sessions/{session_id}/ws"
+        protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + token)]
+        self._url, self._auth, self._token = url, auth, token
+        self._open = contextlib.ExitStack()
+        self._socket: ClientConnection = self._open.enter_context(
+            connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
+        )
+        created = json.loads(self._socket.recv())
         if created["type"] != "session.created":
+            self._open.close()
             raise ServerError(f"{created.get('code')}: {created.get('message')}")
         world = created["session"]
         self.id: str = world["id"]
@@ -89,11 +100,11 @@ class Session:
         """
         body = {} if at is None else {"at": at}
         ticket = request("POST", f"{self._url}/v1/sessions/{self.id}/fork", body, self._auth or self._token)
-        return _open(self._url, ticket["session_id"], ticket["token"], self._auth)
+        return Session(self._url, ticket["session_id"], ticket["token"], self._auth)
 
     def close(self, keep: bool = False) -> None:
         """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""
-        self._socket.close()
+        self._open.close()
         if not keep:
             # Only tidying up: a session or a server that is gone already hurts nobody.
             with contextlib.suppress(ServerError, OSError):
@@ -109,15 +120,25 @@ class Session:
 
     def _send(self, kind: str, **fields: Any) -> None:
         known = {name: value for name, value in fields.items() if value is not None}
-        self._socket.send(json.dumps({"type": kind, **known}))
+        with _open_still():
+            self._socket.send(json.dumps({"type": kind, **known}))
 
     def _do(self, kind: str, answer: str = "ack", **fields: Any) -> dict[str, Any]:
-        """Sends an event and waits for the answer to it."""
-        event = f"event-{next(self._numbers)}"
-        self._send(kind, event_id=event, **fields)
+        """Sends an event and waits for the answer to it; where the server asks for patience, sends it again later."""
         while True:
-            got = self._receive()
-            if isinstance(got, dict) and got["type"] == answer and got.get("event_id") == event:
+            event = f"event-{next(self._numbers)}"
+            self._send(kind, event_id=event, **fields)
+            got = self._answer_to(event, answer)
+            if got["type"] == answer:
+                return got
+            if got["code"] not in PATIENCE:
+                raise ServerError(f"{got['code']}: {got['message']}")
+            time.sleep(1e-3 * got.get("retry_after_ms", 100))
+
+    def _answer_to(self, event: str, kind: str) -> dict[str, Any]:
+        while True:
+            got = self._receive(event)
+            if isinstance(got, dict) and got["type"] in (kind, "error") and got.get("event_id") == event:
                 return got
 
     def _next_frame(self) -> UInt8[np.ndarray, "h w 3"]:
@@ -126,20 +147,26 @@ class Session:
             if not isinstance(got, dict):
                 return got
 
-    def _receive(self) -> Any:
-        """A message as a dict, or a frame."""
-        try:
+    def _receive(self, event: str | None = None) -> Any:
+        """A message as a dict, or a frame; an error is raised, unless it is about this event."""
+        with _open_still():
             data = self._socket.recv()
-        except ConnectionClosed as closed:
-            raise ServerError(f"the connection is closed ({closed}); resume with resume=(id, resume_token)") from None
         if isinstance(data, str):
             message = json.loads(data)
-            if message["type"] == "error":
+            if message["type"] == "error" and (event is None or message.get("event_id") != event):
                 raise ServerError(f"{message['code']}: {message['message']}")
             return message
         header, payloads = unpack_frames(data)
         assert isinstance(header, FramesHeader) and header.n == 1
         return decode(header, payloads[0])
+
+
+@contextlib.contextmanager
+def _open_still() -> Iterator[None]:
+    try:
+        yield
+    except ConnectionClosed as closed:
+        raise ServerError(f"the connection is closed ({closed}); resume with resume=(id, resume_token)") from None
 
 
 def connect(
@@ -168,19 +195,8 @@ def connect(
     """
     url = url.rstrip("/")
     if resume is not None:
-        return _open(url, *resume, auth)
+        return Session(url, *resume, auth)
     init = {"seed": seed, "prompt": prompt, "snapshot": snapshot}
     body = {"mode": "stepped", "media": {"codec": codec}, "init": {k: v for k, v in init.items() if v is not None}}
     ticket = request("POST", f"{url}/v1/sessions", body, auth)
-    return _open(url, ticket["session_id"], ticket["token"], auth)
-
-
-def _open(url: str, session_id: str, token: str, auth: str | None) -> Session:
-    address = f"ws{url.removeprefix('http')}/v1/sessions/{session_id}/ws"
-    protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + token)]
-    socket = connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
-    try:
-        return Session(url, socket, auth, token)
-    except BaseException:
-        socket.close()
-        raise
+    return Session(url, ticket["session_id"], ticket["token"], auth)

@@ -448,6 +448,10 @@ class DrainingServer(uvicorn.Server):
         """Lets the players go, then stops; from any thread, `loop` is the one that serves."""
         loop.call_soon_threadsafe(self._begin_to_drain, loop)
 
+    def _begin_to_drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._draining is None:
+            self._draining = loop.create_task(self._drain())
+
     async def _drain(self) -> None:
         await self._service.lobby.drain()
         if not self._service.batcher.stage.is_ready:

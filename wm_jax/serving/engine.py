@@ -1,7 +1,9 @@
 """The batched world: a fixed number of slots, compiled before the first player comes, stepped all at once."""
 
+import collections
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,7 +76,7 @@ class Engine:
         self.memory_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bare_shapes(world, 1)))
         self._noise = HostNoise(world, slots) if is_noise_given else None
         self._state: Any = None
-        self._compiled: int | None = None
+        self._device_thread = 0
         self._starts: dict[bool, Callable[..., Any]] = {}
         self._put: Callable[..., Any] | None = None
         self._take: Callable[..., Any] | None = None
@@ -105,13 +107,14 @@ class Engine:
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), control_shapes(self.world, self.slots))
         for _ in range(2):
             self.step(nothing, np.zeros(self.slots, bool)).block_until_ready()
-        self._compiled = _compilations().count
+        self._device_thread = threading.get_ident()
+        _compilations()[self._device_thread] = 0
         report("ready", 1.0)
 
     @property
     def recompilations(self) -> int:
-        """How often this process has compiled anything since the engine was ready: 0, or something is wrong."""
-        return 0 if self._compiled is None else _compilations().count - self._compiled
+        """How often its thread has compiled anything since the engine was ready: 0, or something is wrong."""
+        return _compilations()[self._device_thread]
 
     def _prompts(self) -> list[Prompt]:
         """One of each form that a session may start from."""
@@ -162,20 +165,17 @@ class Engine:
         return frames
 
 
-class Compilations:
-    """Counts what XLA compiles in this process, or fetches from its cache."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-    def _hear(self, event: str, seconds: float, **facts: Any) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
 @functools.cache
-def _compilations() -> Compilations:
-    return Compilations()
+def _compilations() -> dict[int, int]:
+    """What XLA compiles in this process from the first call on, or fetches from its cache: how often, by thread."""
+    counts: dict[int, int] = collections.defaultdict(int)
+
+    def hear(event: str, seconds: float, **facts: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[threading.get_ident()] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    return counts
 
 
 def use_compile_cache(folder: Path) -> None:

@@ -45,6 +45,8 @@ MAX_BAD_IN_A_ROW = 50
 STEPPED_RATE = 8.0
 """A stepped client asks for all it gets, so it may speak this much faster, and is slowed down rather than refused."""
 
+RESTARTS_PER_S = 4.0
+
 GOODBYE_S = 2.0
 
 LOST = 1006
@@ -92,7 +94,7 @@ class Connection:
         config = lobby.config
         self._bucket = TokenBucket(scale * config.messages_per_s, scale * config.burst)
         self._patience = TokenBucket(config.messages_per_s / 4, 4 * config.burst)
-        self._restarts = TokenBucket(4.0, 8.0)
+        self._restarts = TokenBucket(scale * RESTARTS_PER_S, 2 * scale * RESTARTS_PER_S)
         self._refused = 0
         self._bad_in_a_row = 0
 
@@ -343,7 +345,7 @@ class Connection:
         wait = self._restarts.take()
         if wait > 0.0:
             raise Refusal(
-                ErrorCode.RATE_LIMITED, "a session restarts at most four times a second",
+                ErrorCode.RATE_LIMITED, f"a session restarts at most {self._restarts.rate:g} times a second",
                 event_id=event_id, retry_after_ms=max(1, round(1e3 * wait)),
             )  # fmt: skip
 
