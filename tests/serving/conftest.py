@@ -122,7 +122,8 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world, params = wm.tiny_world(0)
     prompts = tiny_prompts()
     assert prompts.controls is not None
-    save_world(run / "world", world.config, params, {"frames": prompts.frames, "keys": prompts.controls.keys})
+    given = {"frames": np.asarray(prompts.frames), "keys": np.asarray(prompts.controls.keys)}
+    save_world(run / "world", world.config, params, given)
     return run
 
 

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 import wm_jax as wm
 from tests.serving.conftest import Talk, serving, tiny_prompts
@@ -36,6 +37,10 @@ def tiny():
 @pytest.fixture
 def store(tmp_path, tiny):
     return SnapshotStore(tmp_path / "kept", tiny[0], "weights", 1.0, 60.0)
+
+
+def set_age(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
 
 
 def a_moment(world, frame_id: int = 9) -> Moment:
@@ -61,6 +66,7 @@ def test_a_snapshot_is_read_as_it_was_written(store, tiny):
     assert (moment.frame_id, moment.opening.seed, moment.opening.prompt) == (9, 3, 1)
     jax.tree.map(np.testing.assert_array_equal, moment, a_moment(tiny[0])._replace(opening=moment.opening))
     wanted = a_moment(tiny[0]).opening
+    assert moment.opening.memory is not None and wanted.memory is not None
     jax.tree.map(np.testing.assert_array_equal, moment.opening.memory.state, wanted.memory.state)
     np.testing.assert_array_equal(moment.opening.image, wanted.image)
     assert moment.opening.memory.stream == stream
@@ -106,8 +112,8 @@ def test_what_is_old_or_too_much_makes_room(store, tiny, tmp_path):
     names = [f"{NAME}-{index}" for index in range(4)]
     for index, name in enumerate(names):
         size = store.save(name, a_record(), a_moment(tiny[0]))
-        os.utime(tmp_path / "kept" / f"{name}.safetensors", (time.time() - 10 + index,) * 2)
-    os.utime(tmp_path / "kept" / f"{names[3]}.safetensors", (time.time() - 61,) * 2)
+        set_age(tmp_path / "kept" / f"{name}.safetensors", 10 - index)
+    set_age(tmp_path / "kept" / f"{names[3]}.safetensors", 61)
     store.max_mb = 2.5 * size / 1e6
     store.sweep()
     assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == names[1:3]
@@ -254,7 +260,9 @@ def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder,
         ticket = httpx.post(f"{server.url}/v1/sessions", json=STEPPED).json()
         token, resumed = ticket["token"], 0
         for life in range(kills + 1):
-            with connect(ticket["ws_url"], subprotocols=["wm.v1", f"wm.auth.{token}"], compression=None) as socket:
+            with connect(
+                ticket["ws_url"], subprotocols=[Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{token}")], compression=None
+            ) as socket:
                 talk = Talk(socket)
                 created = talk.wait_for("session.created")
                 token, at = created["resume_token"], created["session"]["frames"]

@@ -1,5 +1,7 @@
 """Plays a served world from Python: `connect` for scripts, `open_session` for asyncio, `RemoteWorldEnv` for Gymnasium.
 
+Never computes a frame: it only speaks wm.v1. Imports the protocol and the codecs of serving.
+
 from wm_jax.client import connect
 
 with connect("http://127.0.0.1:8000", seed=7) as session:

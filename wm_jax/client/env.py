@@ -61,5 +61,5 @@ class RemoteWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._session.close()
 
     def _show(self, held: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        self._frame = self._session.step(held)[0]
-        return self._frame, {}
+        frame = self._frame = self._session.step(held)[0]
+        return frame, {}

@@ -277,7 +277,7 @@ class Batcher:
             self._gather(is_tick, turns)
             if not turns:
                 return
-            controls, active = self._controls([(slot, turn.keys, turn.mouse) for slot, _, turn in turns])
+            controls, active = self._controls({slot: Row(turn.keys, turn.mouse) for slot, _, turn in turns})
             called, called_cpu = time.perf_counter(), time.thread_time()
             frames = self.engine.step(controls, active)
         except Exception as error:
@@ -289,18 +289,16 @@ class Batcher:
         self._in_flight += 1
         self.pulse.count_launch(self._launched_at - called)
 
-    def _controls(
-        self, rows: list[tuple[int, np.ndarray, np.ndarray | None]]
-    ) -> tuple[Controls, Bool[np.ndarray, " b"]]:
-        """What every slot is told, and which of them are stepped, from slots, keys and mouse."""
-        slots, (_, first, moved) = self.engine.slots, rows[0]
-        keys, active = np.zeros((slots, first.shape[0]), bool), np.zeros(slots, bool)
-        mouse = None if moved is None else np.zeros((slots, 2), np.float32)
-        for slot, held, moved in rows:
-            keys[slot] = held
+    def _controls(self, rows: dict[int, Row]) -> tuple[Controls, Bool[np.ndarray, " b"]]:
+        """What every slot is told, and which of them are stepped, from what is done in these."""
+        slots, first = self.engine.slots, next(iter(rows.values()))
+        keys, active = np.zeros((slots, first.keys.shape[0]), bool), np.zeros(slots, bool)
+        mouse = None if first.mouse is None else np.zeros((slots, 2), np.float32)
+        for slot, row in rows.items():
+            keys[slot] = row.keys
             active[slot] = True
             if mouse is not None:
-                mouse[slot] = moved
+                mouse[slot] = row.mouse
         return Controls(keys, mouse), active
 
     def _recover(self, error: Exception, turns: list[tuple[int, Session, Turn]]) -> None:
@@ -336,7 +334,7 @@ class Batcher:
             self.engine.seat(slot, way.known)
             ways[slot] = way.rows
         for index in range(max(map(len, ways.values()), default=0)):
-            rows = [(slot, *row[index]) for slot, row in ways.items() if index < len(row)]
+            rows = {slot: row[index] for slot, row in ways.items() if index < len(row)}
             self.engine.step(*self._controls(rows)).block_until_ready()
 
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:

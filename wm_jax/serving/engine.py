@@ -170,7 +170,7 @@ def _compilations() -> dict[int, int]:
     """What XLA compiles in this process from the first call on, or fetches from its cache: how often, by thread."""
     counts: dict[int, int] = collections.defaultdict(int)
 
-    def hear(event: str, seconds: float, **facts: Any) -> None:
+    def hear(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             counts[threading.get_ident()] += 1
 

@@ -27,10 +27,12 @@ class Times:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        known = dict(buckets=SECONDS, registry=self.registry)
-        self.step = Histogram("wm_step_seconds", "From launch to pixels on the host", **known)
-        self.action_to_frame = Histogram("wm_action_to_frame_seconds", "From an event to its first frame", **known)
-        self.first_frame = Histogram("wm_ttff_seconds", "From the request for a session to its first frame", **known)
+        self.step = self._histogram("wm_step_seconds", "From launch to pixels on the host")
+        self.action_to_frame = self._histogram("wm_action_to_frame_seconds", "From an event to its first frame")
+        self.first_frame = self._histogram("wm_ttff_seconds", "From the request for a session to its first frame")
+
+    def _histogram(self, name: str, meaning: str) -> Histogram:
+        return Histogram(name, meaning, buckets=SECONDS, registry=self.registry)
 
 
 class Standing(Collector):
