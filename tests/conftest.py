@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ("autoencoder", "checkpoint", "conditioning", "dynamics", "nn", "pallas_kernels", "samplers", "world")
 # What the model does not call on the devices of that JAX: ops that wait for a measurement, and the port's attention on a CPU.
 NOT_CORE = ("test_cached_attention_cpu.py", "test_norm_modulate.py", "test_quantized_matmul.py")
-CORE_FILES = ("test_checkpoint.py", "test_config.py", "test_shapes.py", "test_sharding.py")
+CORE_FILES = ("test_checkpoint.py", "test_config.py")
 
 # In the environment and not only in jax.config, so that the processes which tests start compile into the same cache.
 os.environ["JAX_PLATFORMS"] = "cpu"

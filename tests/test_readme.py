@@ -53,7 +53,8 @@ SMALL = {
     "python examples/stream.py --url http://127.0.0.1:8001 --out stream.mp4":
         "SERVE python serve.py worlds/coinrun --port 8001 && {} --frames 3",
     "python serve.py worlds/coinrun --slots 4 --snapshots sessions": "SERVE {} --slots 1",
-    "python -m wm_jax.eval.load worlds/coinrun --players 2": "{} --seconds 1 --warmup 0.5",
+    "python -m wm_jax.eval.load worlds/coinrun --players 2":
+        "python -m wm_jax.eval.load runs/toy --players 2 --seconds 1 --warmup 0.5",
     "python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4": "{}",
     "pip install -e '.[serve,hub]'": "python -c 'import huggingface_hub'",
     # 3 GB from a network; what they do with it is tested on a small model of that format, in tests/ports and tests/serving.

@@ -30,6 +30,7 @@ def in_one_batch(world_and_clips) -> horizon.Measured:
     return measured(world_and_clips, 5)
 
 
+@pytest.mark.full
 def test_batching_changes_no_number(world_and_clips, in_one_batch: horizon.Measured) -> None:
     in_threes = measured(world_and_clips, 3)
     for name in horizon.VARIANTS:

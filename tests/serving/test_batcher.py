@@ -4,15 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.engine import Engine
+from wm_jax.serving.history import History, Memory
 from wm_jax.serving.lobby import Lobby
-from wm_jax.serving.outbox import MAX_STEPPED_FRAMES
+from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox
 from wm_jax.serving.protocol import CreateSession, Media, Step, unpack_frames
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.session import Opening, Session
@@ -36,6 +38,83 @@ class StillEngine(Engine):
 
     def step(self, controls, active):
         return np.zeros((1, 8, 8, 3), np.uint8)
+
+
+class ForgetfulEngine(Engine):
+    """Shows how many keys were held so far, which is all it remembers; the pixels of one frame never come."""
+
+    def __init__(self, lost: int) -> None:
+        self.slots = 1
+        self.held = 0
+        self._lost = lost
+        self._steps = 0
+
+    def compile(self, report) -> None:
+        report("ready", 1.0)
+
+    @property
+    def is_sound(self) -> bool:
+        return True
+
+    def forget(self) -> None:
+        self.held = -100
+
+    def seat(self, slot, opening) -> None:
+        self.held = 0 if opening.memory is None else opening.memory.state
+
+    def take(self, slot) -> Memory:
+        return Memory(self.held)
+
+    def step(self, controls, active):
+        self.held += int(controls.keys[0].sum())
+        self._steps += 1
+        return LostFrames() if self._steps == self._lost else Frames(self.held)
+
+
+class Frames:
+    """As a device gives them: pixels when they are asked for, a little later."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        time.sleep(0.002)
+        return np.full((1, 8, 8, 3), self.value, np.uint8)
+
+    def block_until_ready(self):
+        return self
+
+
+class LostFrames(Frames):
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def __array__(self, dtype=None, copy=None):
+        time.sleep(0.02)  # meanwhile the next frame is launched
+        raise RuntimeError("the pixels never came")
+
+
+@pytest.mark.parametrize("lost", [1, 2, 7, 15, 16, 17, 40])
+def test_a_lost_frame_and_what_was_launched_after_it_are_made_again(lost):
+    """In order, once each, and under the keys that were asked for."""
+    delivered: list[Any] = []
+    engine = ForgetfulEngine(lost)
+    batcher = Batcher(engine, Arcade("none", delivered.extend), 30.0, delivered.extend)
+    session = Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw", history=History(4, 5))
+    session.is_connected = True
+    assert batcher.seat(session)
+    rows = [index % 3 == 0 for index in range(48)]
+    for step in range(8):
+        held = [{"held": ["Space"] if row else []} for row in rows[6 * step : 6 * step + 6]]
+        session.ask(Step.model_validate({"type": "step", "step_id": step, "actions": held}))
+    batcher.begin()
+    deadline = time.monotonic() + 20
+    while len(delivered) < len(rows) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    batcher.stop()
+    assert [frame.frame_id for _, frame in delivered] == list(range(len(rows)))
+    assert [frame.payload[0] for _, frame in delivered] == np.cumsum(rows).tolist()
+    assert batcher.pulse.failures == 1 and session.failure is None
 
 
 @asynccontextmanager

@@ -9,6 +9,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from websockets.exceptions import ConnectionClosed
 
+import wm_jax as wm
+from tests.serving.conftest import serving, tiny_prompts
 from wm_jax.client import RemoteWorldEnv, ServerError, connect, open_session
 
 
@@ -59,6 +61,21 @@ def test_a_script_steps_goes_back_and_forks(server):
         with pytest.raises(ServerError, match="--snapshots"):
             session.snapshot()
     assert server.free_slots() == 2
+
+
+def test_a_script_may_go_back_as_often_as_it_likes(server):
+    with connect(server.url, seed=2) as session:
+        session.step()
+        assert {session.seek(0) for _ in range(100)} == {0}, "the server asks for patience, and is given it"
+
+
+def test_a_script_does_not_wait_in_line():
+    with serving(*wm.tiny_world(0), tiny_prompts(), slots=1, queue=1) as server, connect(server.url) as session:
+        for another in (lambda: connect(server.url), session.fork):
+            with pytest.raises(ServerError, match="all slots are taken"):
+                another()
+        session.step()
+        assert len(server.service.lobby.states()) == 1
 
 
 def test_a_script_that_hung_up_comes_back(server):

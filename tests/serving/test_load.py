@@ -32,7 +32,7 @@ def test_two_players_of_a_real_server(server, tmp_path, monkeypatch, capsys):
 
 
 def test_what_the_server_refuses_is_said(server, monkeypatch):
-    with pytest.raises(OSError, match="503"):
+    with pytest.raises(RuntimeError, match="503"):
         load.measure(server.url, LoadConfig(server.url, players=3, seconds=0.1, warmup=0.1))
     with pytest.raises(RuntimeError, match=r"serve\.py ended with exit status 2"):
         load.run(LoadConfig("no_world"))

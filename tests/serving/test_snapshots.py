@@ -12,6 +12,7 @@ import httpx
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -36,7 +37,7 @@ def tiny():
 
 @pytest.fixture
 def store(tmp_path, tiny):
-    return SnapshotStore(tmp_path / "kept", tiny[0], "weights", 1.0, 60.0)
+    return SnapshotStore(tmp_path / "kept", tiny[0], "weights", 3, 1.0, 60.0)
 
 
 def set_age(path: Path, seconds: float) -> None:
@@ -103,6 +104,8 @@ def test_what_is_broken_or_of_another_world_is_refused(store, tiny, tmp_path):
     refused("other arrays")
     save_file(arrays, path, {"record": a_record(world="other").model_dump_json()})
     refused("another world")
+    save_file(arrays, path, {"record": a_record(prompt=3).model_dump_json()})
+    refused("ships 3")
     path.unlink()
     path.symlink_to("/dev/zero")
     refused("no such snapshot")
@@ -123,12 +126,20 @@ def test_a_save_that_fails_leaves_the_one_before_it(store, tiny, monkeypatch):
     store.save(NAME, a_record(), a_moment(tiny[0]))
 
     def fails(*arguments):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("wm_jax.serving.snapshots.save_file", fails)
     with pytest.raises(OSError, match="No space"):
         store.save(NAME, a_record(frame_id=10), a_moment(tiny[0], 10))
     assert store.load(NAME)[0].frame_id == 9
+
+
+def test_what_a_kill_left_half_written_is_removed(store, tiny, tmp_path):
+    for name in (".tmpZsDkqv", f"{NAME}.1.2.tmp"):
+        (tmp_path / "kept" / name).write_bytes(b"half")
+    store.save(NAME, a_record(), a_moment(tiny[0]))
+    SnapshotStore(tmp_path / "kept", tiny[0], "weights", 3, 1.0, 60.0)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"{NAME}.safetensors"]
 
 
 def test_other_weights_and_other_worlds_have_another_fingerprint(tiny):
@@ -182,6 +193,29 @@ def test_a_session_comes_back_after_the_server_was_stopped(tiny, tmp_path):
         with server.connect(ticket, created["resume_token"]) as socket:
             assert server.talk(socket).wait_for("error")["code"] == "unknown_session"
     assert not list((tmp_path / "kept").iterdir()), "who has left is forgotten"
+
+
+def test_a_disk_that_fails_costs_no_session_what_was_written_before(tiny, tmp_path, monkeypatch):
+    world, params = tiny
+    settings = dict(snapshots=str(tmp_path / "kept"), snapshot_every_s=0.05)
+    with serving(world, params, tiny_prompts(), **settings) as server:
+        ticket = server.create(**STEPPED)
+        path = tmp_path / "kept" / f"{ticket['session_id']}.safetensors"
+        with server.connect(ticket) as socket:
+            talk = server.talk(socket)
+            steps(talk, 3, 1)
+            wait_until(path.exists)
+
+            def fails(*arguments):
+                raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+            monkeypatch.setattr("wm_jax.serving.snapshots.save_file", fails)
+            steps(talk, 3, 2)
+            talk.send("session.snapshot", event_id="full")
+            assert talk.wait_for("error", event_id="full")["code"] == "busy"
+            server.stop()
+            assert talk.wait_for("session.ended")["resumable"]
+    assert path.exists() and len(list((tmp_path / "kept").iterdir())) == 1
 
 
 def test_a_snapshot_starts_any_number_of_sessions(tiny, tmp_path):
@@ -250,7 +284,7 @@ class Killable:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.full)])
 def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder, root, tmp_path, free_port, kills):
     """A player who reconnects is told the frame it goes on with, and gets there what it would have got alone."""
     rng = np.random.default_rng(kills)

@@ -174,7 +174,7 @@ class Storm(RuleBasedStateMachine):
     def fork(self, index: int, mode: str) -> None:
         player = self.chosen(index)
         asked = self.batcher.capture(player.session)
-        self.batcher._capture_all()
+        self.batcher._capture_next()
         moment, next_one = asked.result(), player.steps[0][0] if player.steps else player.restart
         assert moment.frame_id == player.frame_id
         self.seat(moment.opening, next_one or player.past, mode)

@@ -31,7 +31,7 @@ def test_a_grouped_convolution_counts_its_own_channels_only():
     assert bench.product_flops(traced.jaxpr) == 2 * (8 * 6 * 6) * (2 * 3 * 3)
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "dynamics"])
+@pytest.mark.parametrize("stage", ["autoencoder", pytest.param("dynamics", marks=pytest.mark.full)])
 def test_the_command_reports_a_share_of_the_products_rate(stage, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", str(ROOT / f"configs/toy/{stage}.py"), "--rounds", "1", "--json"])
     assert bench.main() == 0

@@ -1,4 +1,4 @@
-"""A served world as a Gymnasium environment: what trains or tests a policy needs no JAX, only an address."""
+"""A served world as a Gymnasium environment: what trains or tests a policy needs an address and no accelerator."""
 
 from typing import Any
 

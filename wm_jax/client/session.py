@@ -66,11 +66,12 @@ class Session:
         Raises:
           ServerError: a key that the world has not, too many frames at once.
         """
+        number = f"{self.frame_id}-{next(self._numbers)}"
         action: dict[str, Any] = {"held": list(held)} | ({} if mouse is None else {"mouse": list(mouse)})
-        self._send("step", step_id=f"{self.frame_id}-{next(self._numbers)}", n=frames, actions=[action])
-        made = [self._next_frame() for _ in range(frames)]
-        self.frame_id += frames
-        return np.stack(made)
+        self._send("step", step_id=number, n=frames, actions=[action])
+        made = [self._next_frame(number) for _ in range(frames)]
+        self.frame_id = made[-1][0].frame_id + 1
+        return np.stack([frame for _, frame in made])
 
     def reset(self, seed: int | None = None) -> None:
         """The next frame begins anew; without a seed with the same one."""
@@ -100,7 +101,7 @@ class Session:
         """
         body = {} if at is None else {"at": at}
         ticket = request("POST", f"{self._url}/v1/sessions/{self.id}/fork", body, self._auth or self._token)
-        return Session(self._url, ticket["session_id"], ticket["token"], self._auth)
+        return _seated(self._url, ticket, self._auth)
 
     def close(self, keep: bool = False) -> None:
         """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""
@@ -141,14 +142,15 @@ class Session:
             if isinstance(got, dict) and got["type"] in (kind, "error") and got.get("event_id") == event:
                 return got
 
-    def _next_frame(self) -> UInt8[np.ndarray, "h w 3"]:
+    def _next_frame(self, step_id: str) -> tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]:
+        """The next frame of this step; those of one that was interrupted are passed over."""
         while True:
             got = self._receive()
-            if not isinstance(got, dict):
+            if not isinstance(got, dict) and got[0].step_id == step_id:
                 return got
 
     def _receive(self, event: str | None = None) -> Any:
-        """A message as a dict, or a frame; an error is raised, unless it is about this event."""
+        """A message as a dict, or a header and its frame; an error is raised, unless it is about this event."""
         with _open_still():
             data = self._socket.recv()
         if isinstance(data, str):
@@ -158,7 +160,7 @@ class Session:
             return message
         header, payloads = unpack_frames(data)
         assert isinstance(header, FramesHeader) and header.n == 1
-        return decode(header, payloads[0])
+        return header, decode(header, payloads[0])
 
 
 @contextlib.contextmanager
@@ -199,4 +201,12 @@ def connect(
     init = {"seed": seed, "prompt": prompt, "snapshot": snapshot}
     body = {"mode": "stepped", "media": {"codec": codec}, "init": {k: v for k, v in init.items() if v is not None}}
     ticket = request("POST", f"{url}/v1/sessions", body, auth)
+    return _seated(url, ticket, auth)
+
+
+def _seated(url: str, ticket: dict[str, Any], auth: str | None) -> Session:
+    """The session of this ticket; a script does not wait in line, perhaps behind a session of its own."""
+    if ticket["status"] == "queued":
+        request("DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, auth or ticket["token"])
+        raise ServerError("full: all slots are taken; try again later, or start the server with more --slots")
     return Session(url, ticket["session_id"], ticket["token"], auth)

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,11 +82,19 @@ class Played:
 
 
 def call(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
-    """One REST call."""
+    """One REST call.
+
+    Raises:
+      RuntimeError: the server refuses, in its own words.
+    """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {auth}"} if auth else {})
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise RuntimeError(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}") from None
 
 
 async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) -> Played:
@@ -98,6 +107,8 @@ async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) ->
     ticket = await asyncio.to_thread(call, "POST", f"{url}/v1/sessions", {"init": {"seed": seed}}, config.auth)
     protocols = [Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{ticket['token']}")]
     try:
+        if ticket["status"] == "queued":
+            raise RuntimeError(f"{url} has fewer free slots than there are players; start it with more --slots")
         async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as client:
             created = json.loads(await client.recv())
             codes = [key["code"] for key in created["session"]["keys"]]
@@ -109,7 +120,7 @@ async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) ->
                 presser.cancel()
     finally:
         token = config.auth or ticket["token"]
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             await asyncio.to_thread(call, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
     return played
 
@@ -216,7 +227,7 @@ def serving(folder: str, slots: int, fps: float | None) -> Iterator[str]:
         while True:
             if process.poll() is not None:
                 raise RuntimeError(f"{SERVE.name} ended with exit status {process.returncode}; it says why above")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):
                 if call("GET", f"{url}/readyz")["ready"]:
                     break
             time.sleep(0.1)

@@ -31,7 +31,7 @@ from wm_jax.serving import metrics, models
 from wm_jax.serving.batcher import Batcher, Delivery
 from wm_jax.serving.config import ServeConfig, compile_cache_dir
 from wm_jax.serving.engine import Engine, Scenes, use_compile_cache
-from wm_jax.serving.keeper import Keeper, captured
+from wm_jax.serving.keeper import Keeper, captured, sound
 from wm_jax.serving.limits import Guard, is_allowed_origin
 from wm_jax.serving.lobby import Lobby, Place
 from wm_jax.serving.protocol import (
@@ -115,7 +115,7 @@ class Service:
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)
-        self.keeper = _keeper(config, world, params, self.batcher)
+        self.keeper = _keeper(config, world, params, self.scenes.count, self.batcher)
         self.lobby = Lobby(config, self.world.controls, fps, self.batcher, engine.memory_bytes, self.keeper)
 
     @contextlib.asynccontextmanager
@@ -140,8 +140,6 @@ class Service:
 
     async def create(self, body: CreateSession) -> Place:
         """Seats a new session, or refuses to."""
-        if self.batcher.stage.failure is not None:
-            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
         opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
         if body.init.snapshot is not None:
             _, moment = await self._kept("init.snapshot").load(body.init.snapshot)
@@ -190,13 +188,19 @@ class Service:
           Refusal: that frame is not kept, the session has ended, every slot is taken, or the server is busy or about to stop.
         """
         session = place.session
+        self.lobby.check_room()
+        if session.source == "real":
+            raise Refusal(ErrorCode.UNSUPPORTED, "this session plays the real game, which cannot be copied")
         if body.at is None:
             opening = (await captured(self.batcher.capture(session))).opening
         else:
-            opening = session.opening_at(body.at)
+            opening = await sound(session.opening_at(body.at))
         mode = session.mode if body.mode is None else body.mode
         media = body.media or Media(codec=session.codec, quality=session.quality)
-        return self.lobby.create(CreateSession(mode=mode, media=media, linger_s=body.linger_s), opening)
+        forked = self.lobby.create(CreateSession(mode=mode, media=media, linger_s=body.linger_s), opening)
+        if body.media is None:
+            forked.session.stride = session.stride
+        return forked
 
     def info(self) -> ModelInfo:
         """The world, as the model list shows it."""
@@ -223,11 +227,12 @@ class Service:
             raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
 
 
-def _keeper(config: ServeConfig, world: Playable[Any], params: Params, batcher: Batcher) -> Keeper | None:
+def _keeper(config: ServeConfig, world: Playable[Any], params: Params, scenes: int, batcher: Batcher) -> Keeper | None:
     if config.snapshots is None:
         return None
     folder = Path(config.snapshots).expanduser()
-    store = SnapshotStore(folder, world, fingerprint(world, params), config.snapshot_mb, config.snapshot_age_s)
+    known = fingerprint(world, params)
+    store = SnapshotStore(folder, world, known, scenes, config.snapshot_mb, config.snapshot_age_s)
     return Keeper(store, batcher.capture)
 
 

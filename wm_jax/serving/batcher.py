@@ -25,7 +25,7 @@ from wm_jax.serving.pace import Pace
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.scatter import encode_turn, is_wanted
-from wm_jax.serving.session import Moment, Session, Turn
+from wm_jax.serving.session import Moment, Opening, Session, Turn
 from wm_jax.types import Controls
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ class Batcher:
         self._is_stopping = False
         self._in_flight = 0
         self._failures = 0
+        self._is_losing = False
+        self._is_held = False
         self._broken: queue.SimpleQueue[Launch] = queue.SimpleQueue()
         self._launched_at = 0.0
         self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -173,6 +175,11 @@ class Batcher:
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
+    def hold(self) -> None:
+        """No frame is launched any more; what is under way still comes, and captures are answered."""
+        self._is_held = True
+        self.wake()
+
     def capture(self, session: Session) -> "Future[Moment]":
         """A session as it is between two frames, with a copy of all that it remembers.
 
@@ -186,18 +193,28 @@ class Batcher:
 
     # ---- the device thread
 
-    def _capture_all(self) -> None:
-        while not self._captures.empty():
-            session, asked = self._captures.get()
-            if not asked.set_running_or_notify_cancel():
-                continue  # nobody waits any more
-            if session not in self._seats:
-                asked.set_exception(Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended"))
-            elif session.source == "real":
-                text = "this session plays the real game, which cannot be copied; switch it to the dream first"
-                asked.set_exception(Refusal(ErrorCode.UNSUPPORTED, text))
-            else:
-                asked.set_result(session.moment(self.engine.take(self._seats.index(session))))
+    def _capture_next(self) -> None:
+        """Answers one capture: frames come in between, and never many copies are on the device."""
+        if self._captures.empty():
+            return
+        session, asked = self._captures.get()
+        if not asked.set_running_or_notify_cancel():
+            return  # nobody waits any more
+        try:
+            asked.set_result(self._moment(session))
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                log.exception("session %s could not be copied", session.id)
+            asked.set_exception(error)
+
+    def _moment(self, session: Session) -> Moment:
+        seats = self._seats
+        if session not in seats:
+            raise Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended")
+        if session.source == "real":
+            text = "this session plays the real game, which cannot be copied; switch it to the dream first"
+            raise Refusal(ErrorCode.UNSUPPORTED, text)
+        return session.moment(self.engine.take(seats.index(session)))
 
     def _run(self) -> None:
         try:
@@ -228,10 +245,12 @@ class Batcher:
                 broken = self._broken.get()
                 assert broken.error is not None
                 self._recover(broken.error, broken.turns)
-            self._capture_all()
+            self._capture_next()
             wait = self._time_to_next(time.perf_counter())
             if wait is not None and wait <= 0:
                 break
+            if not self._captures.empty():
+                continue
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=wait)
         self._await_device()
@@ -240,6 +259,8 @@ class Batcher:
 
     def _time_to_next(self, now: float) -> float | None:
         """Seconds until the next launch; None: nobody wants anything."""
+        if self._is_held:
+            return None
         is_playing = is_stepping = False
         for session in self._seats:
             if session is None:
@@ -314,6 +335,7 @@ class Batcher:
         while self._in_flight:
             self._finished.get()
             self._in_flight -= 1
+        self._is_losing = False
         while not self._broken.empty():
             turns = [*turns, *self._broken.get().turns]
         for _, session, turn in sorted(turns, key=lambda taken: -taken[2].frame_id):
@@ -348,13 +370,26 @@ class Batcher:
             if turn.source == "real":
                 self._arcade.play(session, turn)
                 continue
+            if turn.opening is not None and not self._seat(slot, session, turn.opening):
+                continue
             turns.append((slot, session, turn))
             if turn.opening is not None:
-                self.engine.seat(slot, turn.opening)
                 session.begins(turn.frame_id, turn.opening)
             if session.is_to_keep(turn.frame_id):
                 session.keep(turn.frame_id, self.engine.take(slot))
             session.is_launched(turn)
+
+    def _seat(self, slot: int, session: Session, opening: Opening) -> bool:
+        """Starts a dream in its slot; a beginning that cannot be made fails its own session alone."""
+        try:
+            self.engine.seat(slot, opening)
+        except Exception:
+            log.exception("session %s cannot begin as it wants to", session.id)
+            session.failure = ErrorCode.ENGINE_FAILED
+            if not self.engine.is_sound:
+                raise
+            return False
+        return True
 
     def _is_due(self, session: Session, is_tick: bool) -> bool:
         if session.mode == "realtime" and not (is_tick and session.is_playing):
@@ -366,9 +401,13 @@ class Batcher:
     def _scatter_all(self) -> None:
         while (launch := self._launched.get()) is not None:
             try:
+                # What was launched after a lost frame, before anybody knew, is taken back with it.
+                if self._is_losing:
+                    raise RuntimeError("the frame before this one was lost")
                 pixels = np.asarray(launch.frames)
             except Exception as error:
                 log.exception("a frame was lost; its sessions go on from the one before it")
+                self._is_losing = True
                 self._broken.put(launch._replace(error=error))
                 self._finished.put(None)
                 self.wake()

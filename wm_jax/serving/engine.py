@@ -133,6 +133,11 @@ class Engine:
         keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
         self._state = bare(empty(self.world, self.slots, keys))
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether the state is still there: a call that fails may have taken it along."""
+        return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state))
+
     def seat(self, slot: int, opening: Opening) -> None:
         """Starts a session in a slot, or goes on with one; whatever was there is gone."""
         assert self._put is not None and self._state is not None, "compile first"

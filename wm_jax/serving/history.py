@@ -76,6 +76,10 @@ class History:
         return [kept.frame_id for kept in self._kept]
 
 
+SPARE = 3
+"""As many frames may be lost at once, each after a beginning of its own: two on the device, one being launched."""
+
+
 class Row(NamedTuple):
     """What was done in one frame."""
 
@@ -101,7 +105,7 @@ class Stretch:
 class Log:
     """How the newest frames of a session came about, from the last state that is kept or from where it began anew.
 
-    Two stretches are held: while a frame is being made, the state that was kept just before it may turn out to be lost too.
+    A few older stretches are held: while frames are being made, what was kept just before them may turn out to be lost too.
     """
 
     def __init__(self) -> None:
@@ -109,7 +113,7 @@ class Log:
 
     def begin(self, frame_id: int, known: Any) -> None:
         """The frames from this one on follow from `known`."""
-        self._stretches = [*(one for one in self._stretches if one.first < frame_id)][-1:]
+        self._stretches = [one for one in self._stretches if one.first < frame_id][-SPARE:]
         self._stretches.append(Stretch(frame_id, known))
 
     def note(self, row: Row) -> None:

@@ -9,13 +9,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import jax
+
 from wm_jax.serving.protocol import ErrorCode, Refusal
-from wm_jax.serving.session import Moment, Session
+from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import Record, SnapshotStore
 
 log = logging.getLogger(__name__)
 
 CAPTURE_S = 5.0
+
+MAX_QUEUED = 8
+"""Sessions that may wait to be written."""
+
 PREFIX = "snap_"
 """Of the names of snapshots that were asked for; whoever knows one may start from it."""
 
@@ -26,6 +32,7 @@ class Keeper:
     def __init__(self, store: SnapshotStore, capture: "Callable[[Session], Future[Moment]]") -> None:
         self._store = store
         self._capture = capture
+        self._queued = 0
         self._saving = asyncio.Lock()  # of two saves of one session the later one must be the one that stays
 
     async def keep(self, session: Session, resume_token: str, linger_s: float) -> int:
@@ -78,11 +85,24 @@ class Keeper:
         """The session has ended: nobody may come back to it."""
         self._store.forget(session_id)
 
+    def touch(self, session_id: str) -> None:
+        """The session is still here, as it was written: it is not old."""
+        self._store.touch(session_id)
+
     async def sweep(self) -> None:
         """Makes room."""
         await asyncio.to_thread(self._store.sweep)
 
     async def _save(self, name: str, session: Session, resume_token: str, linger_s: float) -> tuple[int, Record]:
+        if self._queued >= MAX_QUEUED:
+            raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
+        self._queued += 1
+        try:
+            return await self._save_next(name, session, resume_token, linger_s)
+        finally:
+            self._queued -= 1
+
+    async def _save_next(self, name: str, session: Session, resume_token: str, linger_s: float) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
             record = self._record(session, resume_token, linger_s, moment)
@@ -116,9 +136,29 @@ async def captured(asked: "Future[Moment]") -> Moment:
       Refusal: it cannot be had, or not within `CAPTURE_S`.
     """
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(asked), CAPTURE_S)
+        moment = await asyncio.wait_for(asyncio.wrap_future(asked), CAPTURE_S)
     except TimeoutError:
         raise Refusal(ErrorCode.BUSY, "the device is busy; try again", retry_after_ms=1000) from None
+    except Exception as error:
+        if isinstance(error, Refusal):
+            raise
+        raise Refusal(ErrorCode.BUSY, "the session could not be copied; try again", retry_after_ms=1000) from None
+    await sound(moment.opening)
+    return moment
+
+
+async def sound(opening: Opening) -> Opening:
+    """The opening, once its memory is made: a copy of what a failed frame left would bring the failure into another slot.
+
+    Raises:
+      Refusal: it was made of such a frame.
+    """
+    try:
+        await asyncio.to_thread(jax.block_until_ready, opening.memory)
+    except Exception:
+        log.exception("a copy was made of a frame that failed")
+        raise Refusal(ErrorCode.BUSY, "a frame failed just now; try again", retry_after_ms=1000) from None
+    return opening
 
 
 def _digest(token: str) -> str:

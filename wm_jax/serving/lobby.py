@@ -36,9 +36,12 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.5
 
+DRAINING = "draining"
+
 FAILURES = {
     ErrorCode.GAME_FAILED: "the real game of this session failed; the server's log says why",
     ErrorCode.ENGINE_FAILED: "the world of this server failed; the server's log says why",
+    ErrorCode.SERVER_FAILED: "a frame of this session could not be made; the server's log says why",
 }
 
 
@@ -118,6 +121,24 @@ class Lobby:
         session.go_on(record.session_id, moment, record.is_fork)
         return self._seat(session, record.linger_s, resume_token)
 
+    def check_room(self) -> None:
+        """Passes where one session more would be seated, or could wait.
+
+        Raises:
+          Refusal: the server is full, about to stop, or its world has failed.
+        """
+        if self.batcher.stage.failure is not None:
+            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
+        if self.is_draining:
+            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
+        if (self._waiting or not self.batcher.free_slots) and len(self._waiting) >= self.config.queue:
+            line = f" and {self.config.queue} wait for one" if self.config.queue else ""
+            raise Refusal(
+                ErrorCode.FULL,
+                f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots",
+                retry_after_ms=5_000,
+            )
+
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         return Session(
             self._controls,
@@ -134,16 +155,8 @@ class Lobby:
         )
 
     def _seat(self, session: Session, linger_s: float | None, resume_token: str | None = None) -> Place:
-        if self.is_draining:
-            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
+        self.check_room()
         is_seated = not self._waiting and self.batcher.seat(session)
-        if not is_seated and len(self._waiting) >= self.config.queue:
-            line = f" and {self.config.queue} wait for one" if self.config.queue else ""
-            raise Refusal(
-                ErrorCode.FULL,
-                f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots",
-                retry_after_ms=5_000,
-            )
         now = time.monotonic()
         place = Place(
             session=session,
@@ -233,6 +246,9 @@ class Lobby:
             self._stays = stayed if self._stays == 0.0 else self._stays + 0.2 * (stayed - self._stays)
         self.batcher.evict(session)
         self._seat_next()
+        # What the client did not end itself lies on the disk, if it was ever written, and waits there.
+        is_ours = session.failure is not None or reason == DRAINING
+        place.is_kept = self.keeper is not None and is_ours and (place.kept_at >= 0 or session.resumed_at is not None)
         if self.keeper is not None and not place.is_kept:
             self.keeper.forget(session.id)
         if place.connection is not None:
@@ -277,18 +293,18 @@ class Lobby:
             message = GoAway(
                 deadline_ms=round(1e3 * self.config.drain_s),
                 reason="the server is about to stop",
-                resumable=self.keeper is not None,
+                resumable=self.keeper is not None and place.session.source != "real",
             )
             place.session.outbox.put(message)
         while self._connected() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+        if self.keeper is not None:
+            self.batcher.hold()  # nobody is shown a frame that is not in what is written
         for place in list(self._places.values()):
-            # Who came back from the disk and still waits for a slot lies there as it was.
-            is_asleep = place in self._waiting and place.session.resumed_at is not None
-            place.is_kept = is_asleep or await self._keep(place)
+            await self._keep(place)
         finishing = [place.connection for place in self._connected()]
         for place in list(self._places.values()):
-            self.end(place, "draining", CloseCode.GO_AWAY)
+            self.end(place, DRAINING, CloseCode.GO_AWAY)
         await asyncio.gather(*(connection.closed.wait() for connection in finishing if connection is not None))
 
     async def keep_forever(self) -> None:
@@ -297,21 +313,23 @@ class Lobby:
         while True:
             await asyncio.sleep(self.config.snapshot_every_s)
             for place in list(self._places.values()):
-                if place.session.frames > place.kept_at and await self._keep(place) and place.ended is not None:
-                    self.keeper.forget(place.session.id)  # it ended while it was written
+                if place.session.frames > place.kept_at:
+                    await self._keep(place)
+                else:
+                    self.keeper.touch(place.session.id)
             await self.keeper.sweep()
 
-    async def _keep(self, place: Place) -> bool:
-        """Writes a session to the disk; whether it is there."""
+    async def _keep(self, place: Place) -> None:
+        """Writes a session to the disk, if that can be done now."""
         is_elsewhere = place.session.source == "real" or place in self._waiting
         if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
-            return False
+            return
         try:
             place.kept_at = await self.keeper.keep(place.session, place.resume_token, place.linger_s)
-        except (Refusal, OSError) as error:
-            log.warning("session %s could not be saved: %s", place.session.id, error)
-            return False
-        return True
+        except Exception:  # whatever it was: the others are to be written all the same, and a drain is to end
+            log.exception("session %s could not be saved", place.session.id)
+        if place.ended is not None and not place.is_kept:
+            self.keeper.forget(place.session.id)  # it was left while it was written
 
     def _connected(self) -> list[Place]:
         return [place for place in self._places.values() if place.connection is not None]

@@ -60,6 +60,7 @@ def model_info(
         prompts=scenes,
         image=takes_image,
         mouse=world.controls.has_mouse,
+        fork=True,
         sources=sources,
         codecs=list(CODECS),
         limits=Limits(

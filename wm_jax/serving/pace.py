@@ -43,8 +43,10 @@ class Pace:
         return self._due
 
     def rest(self) -> None:
-        """Nobody plays: whoever comes next gets a frame at once."""
+        """Nobody plays: whoever comes next gets a frame at once, and the full rate."""
         self._due = 0.0
+        self._ticks = self._late = 0
+        self._run(0)
 
     def is_tick(self, now: float, frame_s: float) -> bool:
         """Moves the clock on if a tick is due; `frame_s` is what a frame takes."""

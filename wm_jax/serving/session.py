@@ -92,7 +92,7 @@ class _Pressed(NamedTuple):
     client_ts: float | None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _StepWork:
     """A step being made or kept: all that decides its frames, how many are launched, and the frames so far.
 
@@ -171,6 +171,7 @@ class Session:
         self._asked = 0
         self._restart: Opening | None = opening
         self._steps: deque[_StepWork] = deque()
+        self._done: deque[_StepWork] = deque(maxlen=KEPT_STEPS + 2)
         self._kept: OrderedDict[EventId, _StepWork] = OrderedDict()
         self._launched_keys = self._keys
 
@@ -420,6 +421,9 @@ class Session:
     # ---- inside
 
     def _find(self, frame_id: int, event_id: EventId | None) -> Kept:
+        if self.source == "real":
+            text = "this session plays the real game, which cannot go back; switch it to the dream first"
+            raise Refusal(ErrorCode.UNSUPPORTED, text, param="frame", event_id=event_id)
         kept = self._history.find(frame_id)
         if kept is None:
             known = ", ".join(map(str, self._history.frames)) or "none"
@@ -475,12 +479,15 @@ class Session:
         self._launched_keys = work.rows[work.launched].keys
         work.launched += 1
         if work.launched == len(work.rows):
-            self._steps.popleft()
+            self._done.append(self._steps.popleft())
         return turn
 
     def _give_back_step(self, turn: Turn) -> None:
-        work = next(work for work in self._kept.values() if work.request.step_id == turn.step_id)
+        work = next((work for work in (*self._steps, *self._done) if work.request.step_id == turn.step_id), None)
+        if work is None:
+            return
         if work.launched == len(work.rows):
+            self._done.remove(work)
             self._steps.appendleft(work)
         work.launched -= 1
 

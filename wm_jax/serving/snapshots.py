@@ -80,16 +80,20 @@ class SnapshotStore:
       max_age_s: How long a snapshot is kept.
     """
 
-    def __init__(self, folder: Path, world: Playable[Any], weights: str, max_mb: float, max_age_s: float) -> None:
+    def __init__(
+        self, folder: Path, world: Playable[Any], weights: str, scenes: int, max_mb: float, max_age_s: float
+    ) -> None:
         self.world = weights
         self.max_mb = max_mb
         self.max_age_s = max_age_s
+        self._scenes = scenes
         self._folder = folder
         self._shapes = bare_shapes(world, 1)
         self._image = (*world.config.image, 3)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left_over in folder.glob("*.tmp"):  # killed in the middle of a save
-            left_over.unlink(missing_ok=True)
+        for left_over in folder.iterdir():  # killed in the middle of a save
+            if left_over.name.startswith(".tmp") or left_over.suffix == ".tmp":
+                left_over.unlink(missing_ok=True)
 
     def save(self, name: str, record: Record, moment: Moment) -> int:
         """Writes a session, whole or not at all; the bytes it takes.
@@ -99,7 +103,10 @@ class SnapshotStore:
         """
         path, partial = self._path(name), self._folder / f"{name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
         try:
-            save_file(_arrays(moment.opening), partial, {"record": record.model_dump_json()})
+            try:
+                save_file(_arrays(moment.opening), partial, {"record": record.model_dump_json()})
+            except SafetensorError as error:
+                raise OSError(f"{partial.parent}: {error}") from None
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             partial.replace(path)
@@ -133,6 +140,11 @@ class SnapshotStore:
         with contextlib.suppress(OSError):
             self._path(name).unlink(missing_ok=True)
 
+    def touch(self, name: str) -> None:
+        """It is as good as written now."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(name))
+
     def sweep(self) -> None:
         """Removes what is too old, then the oldest until the rest is small enough."""
         found: list[tuple[float, int, Path]] = []
@@ -144,7 +156,8 @@ class SnapshotStore:
         for saved_at, size, path in sorted(found, reverse=True):
             room -= size
             if room < 0 or time.time() - saved_at > self.max_age_s:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     # ---- inside
 
@@ -185,6 +198,9 @@ class SnapshotStore:
         if not is_image or (found and found != wanted):
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} has other arrays than this world remembers")
         state = jax.tree.unflatten(jax.tree.structure(self._shapes), [arrays[key] for key in known]) if found else None
+        if record.prompt is not None and record.prompt >= self._scenes:
+            text = f"snapshot {name} began with scene {record.prompt}, this world ships {self._scenes} (from 0)"
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, text)
         memory = None if state is None else Memory(state, record.stream)
         return Opening(record.seed, record.prompt, image, memory)
 

@@ -244,7 +244,7 @@ class Connection:
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answers a refusal; of a flood only every hundredth, so that answers do not flood back."""
-        if refusal.code == ErrorCode.RATE_LIMITED:
+        if refusal.code == ErrorCode.RATE_LIMITED and refusal.event_id is None:
             self._refused += 1
             if self._refused % 100 != 1:
                 return

@@ -112,6 +112,7 @@ function showLook() {
 function showSource(source) {
   at("badge").textContent = source === "real" ? "real game" : "dream";
   at("badge").classList.toggle("real", source === "real");
+  timeline.slider.disabled = source === "real"; // a game cannot go back
   for (const button of at("switch").querySelectorAll("button")) {
     button.setAttribute("aria-checked", String(button.dataset.source === source));
   }
