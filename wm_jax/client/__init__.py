@@ -10,8 +10,9 @@ with connect("http://127.0.0.1:8000", seed=7) as session:
     session.seek(15)                                         # and this one goes back
 """
 
-from wm_jax.client.asynchronous import Client, ServerError, open_session
+from wm_jax.client.asynchronous import Client, open_session
 from wm_jax.client.env import RemoteWorldEnv
 from wm_jax.client.session import Session, connect
+from wm_jax.rest import ServerError
 
 __all__ = ["Client", "RemoteWorldEnv", "ServerError", "Session", "connect", "open_session"]

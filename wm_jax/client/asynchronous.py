@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,12 +13,9 @@ from jaxtyping import UInt8
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from wm_jax.rest import ServerError, request
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
-
-
-class ServerError(RuntimeError):
-    """The server said no; the message is the server's own."""
 
 
 @dataclasses.dataclass
@@ -71,22 +66,6 @@ def decode(header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
     if header.codec == "raw":
         return np.frombuffer(payload, np.uint8).reshape(header.h, header.w, 3)
     return simplejpeg.decode_jpeg(payload) if header.codec == "jpeg" else decode_image(payload, (header.h, header.w))
-
-
-def request(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
-    """One REST call.
-
-    Raises:
-      ServerError: the server answers with an error, in its own words.
-    """
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {auth}"} if auth else {})
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise ServerError(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}") from None
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,8 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_socket
 from websockets.typing import Subprotocol
 
-from wm_jax.client.asynchronous import ServerError, decode, request
+from wm_jax.client.asynchronous import decode
+from wm_jax.rest import ServerError, request
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
 
 PATIENCE = ("rate_limited", "busy")

@@ -18,14 +18,14 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+
+from wm_jax.rest import request
 
 SERVE = Path(__file__).parents[2] / "serve.py"
 UNPACED = 1000.0
@@ -81,22 +81,6 @@ class Played:
     dropped: int = 0
 
 
-def call(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
-    """One REST call.
-
-    Raises:
-      RuntimeError: the server refuses, in its own words.
-    """
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {auth}"} if auth else {})
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise RuntimeError(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}") from None
-
-
 async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) -> Played:
     """One player: comes when `start` is set, presses random keys, and leaves."""
     from websockets.asyncio.client import connect
@@ -104,7 +88,7 @@ async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) ->
 
     await start.wait()
     played, began = Played(), time.perf_counter()
-    ticket = await asyncio.to_thread(call, "POST", f"{url}/v1/sessions", {"init": {"seed": seed}}, config.auth)
+    ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", {"init": {"seed": seed}}, config.auth)
     protocols = [Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{ticket['token']}")]
     try:
         if ticket["status"] == "queued":
@@ -121,7 +105,7 @@ async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) ->
     finally:
         token = config.auth or ticket["token"]
         with contextlib.suppress(OSError, RuntimeError):
-            await asyncio.to_thread(call, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
+            await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
     return played
 
 
@@ -173,14 +157,14 @@ async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
 
 def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played]]:
     """The numbers of all players together."""
-    before = call("GET", f"{url}/healthz", auth=config.auth)
+    before = request("GET", f"{url}/healthz", auth=config.auth)
     played = asyncio.run(play_all([url], config))
-    after = call("GET", f"{url}/healthz", auth=config.auth)
+    after = request("GET", f"{url}/healthz", auth=config.auth)
     gaps = 1e3 * np.concatenate([np.diff(one.arrived_s) for one in played])
     late = np.concatenate([lateness(one) for one in played])
     latency = 1e3 * np.concatenate([np.asarray(one.latency_s) for one in played])
     rates = [rate(one) for one in played]
-    wanted = call("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["fps"]
+    wanted = request("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["fps"]
     return {
         "players": config.players,
         "fps_wanted": wanted,
@@ -228,7 +212,7 @@ def serving(folder: str, slots: int, fps: float | None) -> Iterator[str]:
             if process.poll() is not None:
                 raise RuntimeError(f"{SERVE.name} ended with exit status {process.returncode}; it says why above")
             with contextlib.suppress(OSError, RuntimeError):
-                if call("GET", f"{url}/readyz")["ready"]:
+                if request("GET", f"{url}/readyz")["ready"]:
                     break
             time.sleep(0.1)
         yield url

@@ -95,8 +95,7 @@ class Lobby:
         self._places: dict[str, Place] = {}
         self._waiting: list[Place] = []
         self._dropped = 0
-        self._stays = 0.0
-        """Mean length of the sessions that ended, in seconds; 0: none has."""
+        self._stays = 0.0  # mean length of the sessions that ended, in seconds; 0: none has
 
     def create(self, body: CreateSession, opening: Opening) -> Place:
         """Seats a new session.
