@@ -22,8 +22,10 @@ from websockets.sync.client import ClientConnection, connect
 import wm_jax as wm
 from wm_jax.checkpoint import save_world
 from wm_jax.ports.open_oasis import OasisWorld
-from wm_jax.serving.app import Service, bind, make_app, make_server
+from wm_jax.serving.app import make_app
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.server import bind, make_server
+from wm_jax.serving.service import Service
 from wm_jax.types import ControlSpace, KeyBinding, Params
 from wm_jax.world import Playable
 

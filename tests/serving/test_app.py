@@ -15,9 +15,12 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 import wm_jax as wm
-from wm_jax.serving.app import PAGE, Service, make_app
+from wm_jax.serving.app import make_app
+from wm_jax.serving.bodies import CreateSession, SessionInit
 from wm_jax.serving.config import ServeConfig
-from wm_jax.serving.protocol import CreateSession, Refusal, SessionInit
+from wm_jax.serving.protocol import Refusal
+from wm_jax.serving.routes import PAGE
+from wm_jax.serving.service import Service
 
 
 def png(width: int, height: int) -> str:

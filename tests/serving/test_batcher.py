@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from wm_jax.serving.batcher import Batcher
+from wm_jax.serving.bodies import CreateSession, Media
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import History, Memory
 from wm_jax.serving.lobby import Lobby
 from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox
-from wm_jax.serving.protocol import CreateSession, Media, Step, unpack_frames
+from wm_jax.serving.protocol import Step, unpack_frames
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.session import Opening, Session
 from wm_jax.types import ControlSpace, KeyBinding

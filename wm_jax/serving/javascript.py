@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from wm_jax.serving import protocol
+from wm_jax.serving import bodies, protocol
 
 TARGET = Path(__file__).parent / "page" / "protocol.js"
 
@@ -28,9 +28,9 @@ TYPES: tuple[type[BaseModel], ...] = (
     protocol.Snapshot,
     protocol.Snapshotted,
     protocol.FramesHeader,
-    protocol.CreateSession,
-    protocol.SessionTicket,
-    protocol.ModelInfo,
+    bodies.CreateSession,
+    bodies.SessionTicket,
+    bodies.ModelInfo,
 )
 
 HEAD = """/** Generated from protocol.py by `python -m wm_jax.serving.javascript`; do not edit. */

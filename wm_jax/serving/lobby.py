@@ -9,22 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 from wm_jax.serving.batcher import Batcher
+from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper
 from wm_jax.serving.outbox import Outbox
-from wm_jax.serving.protocol import (
-    CloseCode,
-    CreateSession,
-    Error,
-    ErrorCode,
-    GoAway,
-    Media,
-    Queue,
-    Refusal,
-    SessionEnded,
-    SessionState,
-)
+from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Queue, Refusal, SessionEnded
 from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import Record
 from wm_jax.types import ControlSpace

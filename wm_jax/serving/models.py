@@ -6,20 +6,10 @@ from typing import Any
 
 from jaxtyping import UInt8
 
+from wm_jax.serving.bodies import CreateSession, Limits, ModelInfo
 from wm_jax.serving.codec import CODECS, decode_image
 from wm_jax.serving.config import ServeConfig
-from wm_jax.serving.protocol import (
-    MAX_MOUSE,
-    Capabilities,
-    CreateSession,
-    ErrorCode,
-    KeyInfo,
-    Limits,
-    ModelInfo,
-    Refusal,
-    SessionInfo,
-    Source,
-)
+from wm_jax.serving.protocol import MAX_MOUSE, Capabilities, ErrorCode, KeyInfo, Refusal, SessionInfo, Source
 from wm_jax.serving.session import Opening, Session
 from wm_jax.world.playable import PlayableConfig
 

@@ -1,0 +1,129 @@
+"""What is asked and answered over HTTP, typed: the bodies beside the messages of protocol.py."""
+
+from typing import Any
+
+from pydantic import Field
+
+from wm_jax.serving.protocol import Codec, ErrorCode, KeyInfo, Message, Mode, Protocol, Queue, Source
+
+
+class SessionInit(Message):
+    """What a session starts from: a seed, and a shipped prompt by number or a first image (base64 of PNG or JPEG); or a
+    snapshot that this server has written, and then nothing else counts.
+    """
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    prompt: int | None = Field(default=None, ge=0)
+    image: str | None = None
+    snapshot: str | None = None
+
+
+class Media(Message):
+    """How frames travel."""
+
+    codec: Codec = "jpeg"
+    quality: int | None = Field(default=None, ge=1, le=100)
+    max_fps: float | None = Field(default=None, ge=0.01)
+
+
+class CreateSession(Message):
+    """Body of `POST /v1/sessions`; every field may be left out."""
+
+    model: str | None = None
+    mode: Mode = "realtime"
+    source: Source = "dream"
+    init: SessionInit = SessionInit()
+    media: Media = Media()
+    linger_s: float | None = Field(default=None, ge=0, le=600)
+
+
+class ForkSession(Message):
+    """Body of `POST /v1/sessions/{id}/fork`: a new session that goes on as this one is, or was just before frame `at`.
+
+    Mode and media are those of this session where they are left out.
+    """
+
+    at: int | None = Field(default=None, ge=0)
+    mode: Mode | None = None
+    media: Media | None = None
+    linger_s: float | None = Field(default=None, ge=0, le=600)
+
+
+class SessionTicket(Message):
+    """Answer of `POST /v1/sessions`: where to connect, and with which token; `queue` while it waits for a slot."""
+
+    session_id: str
+    status: str
+    queue: Queue | None = None
+    ws_url: str
+    webrtc_url: str | None = None
+    token: str
+    expires_at: float
+
+
+class SessionState(Message):
+    """Answer of `GET /v1/sessions/{id}`."""
+
+    session_id: str
+    status: str
+    code: ErrorCode | None = None
+    mode: Mode
+    source: Source
+    frames: int
+    dropped: int
+    seconds: float
+
+
+class Limits(Message):
+    """What a client may ask for."""
+
+    slots: int
+    slots_free: int
+    credit_window: int
+    max_step_frames: int
+    messages_per_s: float
+    max_message_bytes: int
+
+
+class ModelInfo(Message):
+    """Answer of `GET /v1/models/{id}`: a world, and what it listens to."""
+
+    id: str
+    fps: float
+    width: int
+    height: int
+    frames_per_step: int = 1
+    action_space: dict[str, Any]
+    keymap: list[KeyInfo]
+    prompts: int
+    prompt: bool = False
+    image: bool = True
+    mouse: bool = False
+    fork: bool = False
+    stepped: bool = True
+    sources: list[Source]
+    codecs: list[Codec]
+    limits: Limits
+
+
+class ModelList(Message):
+    """Answer of `GET /v1/models`."""
+
+    models: list[ModelInfo]
+
+
+class Version(Message):
+    """Answer of `GET /v1/version`."""
+
+    wm_jax: str
+    jax: str
+    protocol: Protocol = Protocol()
+
+
+class Readiness(Message):
+    """Answer of `GET /readyz`: 200 when a session would play at once, else 503."""
+
+    ready: bool
+    status: str
+    stage: str
+    progress: float

@@ -1,0 +1,194 @@
+"""What answers where: health and models, sessions, the WebSocket, the page."""
+
+import contextlib
+import functools
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from wm_jax.serving import metrics
+from wm_jax.serving.bodies import (
+    CreateSession,
+    ForkSession,
+    ModelInfo,
+    ModelList,
+    Readiness,
+    SessionState,
+    SessionTicket,
+    Version,
+)
+from wm_jax.serving.limits import is_allowed_origin
+from wm_jax.serving.lobby import Place
+from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted, dump
+from wm_jax.serving.service import Service
+from wm_jax.serving.websocket import Connection, error_message
+
+PAGE = Path(__file__).parent / "page"
+
+Bearer = Annotated[str | None, Header(alias="Authorization")]
+
+CLOSE_CODES = {
+    ErrorCode.UNAUTHORIZED: CloseCode.UNAUTHORIZED,
+    ErrorCode.FORBIDDEN_ORIGIN: CloseCode.FORBIDDEN_ORIGIN,
+    ErrorCode.UNKNOWN_SESSION: CloseCode.UNKNOWN_SESSION,
+    ErrorCode.FULL: CloseCode.BUSY,
+    ErrorCode.DRAINING: CloseCode.GO_AWAY,
+}
+# The page itself never evaluates text; browser drivers that wait for a condition in it do.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-eval'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """The process is alive; with what its device loop measures."""
+        pulse = service.batcher.pulse
+        return {
+            "status": "ok",
+            "frames": pulse.frames,
+            "rows": pulse.rows,
+            "recompilations": service.batcher.engine.recompilations,
+            "fps": service.batcher.pace.fps,
+            "missed_ticks": service.batcher.pace.missed,
+            "step_ms": round(1e3 * pulse.step_s, 3),
+            "launch_ms": round(1e3 * pulse.launch_s, 3),
+            "encode_ms": round(1e3 * pulse.encode_s, 3),
+            "host_us": round(1e6 * pulse.host_s, 1),
+        }
+
+    @app.get("/metrics")
+    async def show_metrics(authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """For Prometheus; with `--auth` it needs the secret as its bearer token."""
+        service.check_bearer(authorization)
+        standing = metrics.Standing(service.batcher, service.lobby)
+        return Response(metrics.text(service.batcher.times, standing), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.get("/v1/version")
+    async def version() -> Version:  # pyright: ignore[reportUnusedFunction]
+        """What runs here."""
+        return Version(wm_jax=importlib.metadata.version("wm_jax"), jax=jax.__version__)
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> Readiness:  # pyright: ignore[reportUnusedFunction]
+        """200 once everything is compiled and nobody asked the server to stop."""
+        stage = service.batcher.stage
+        is_ready = stage.is_ready and not service.lobby.is_draining
+        status = "ready" if is_ready else "draining" if service.lobby.is_draining else "starting"
+        if stage.failure is not None:
+            status = "failed"
+        response.status_code = 200 if is_ready else 503
+        return Readiness(ready=is_ready, status=status, stage=stage.name, progress=stage.progress)
+
+    @app.get("/v1/models")
+    async def list_models() -> ModelList:  # pyright: ignore[reportUnusedFunction]
+        """Every world served here: one."""
+        return ModelList(models=[service.info()])
+
+    @app.get("/v1/models/{model_id}")
+    async def show_model(model_id: str) -> ModelInfo:  # pyright: ignore[reportUnusedFunction]
+        """One world."""
+        if model_id != service.world.name:
+            text = f"model {model_id!r} is not served here, {service.world.name!r} is"
+            raise Refusal(ErrorCode.UNKNOWN_MODEL, text)
+        return service.info()
+
+
+def add_sessions(app: FastAPI, service: Service) -> None:
+    def place_of(session_id: str, authorization: Bearer = None) -> Place:
+        place = service.lobby.find(session_id)
+        service.check_bearer(authorization, place)
+        return place
+
+    def ticket(request: Request, place: Place) -> SessionTicket:
+        path = f"/v1/sessions/{place.session.id}/ws"
+        scheme = "wss" if request.url.scheme == "https" else "ws"
+        return SessionTicket(
+            session_id=place.session.id,
+            status=service.lobby.status(place),
+            queue=service.lobby.queue(place),
+            ws_url=f"{scheme}://{request.url.netloc}{path}",
+            token=place.token,
+            expires_at=place.expires_at,
+        )
+
+    @app.post("/v1/sessions", status_code=201)
+    async def create(  # pyright: ignore[reportUnusedFunction]
+        request: Request, body: CreateSession | None = None, authorization: Bearer = None
+    ) -> SessionTicket:
+        """A seat, and where to connect."""
+        service.check_bearer(authorization)
+        return ticket(request, await service.create(body or CreateSession()))
+
+    @app.post("/v1/sessions/{session_id}/fork", status_code=201)
+    async def fork(  # pyright: ignore[reportUnusedFunction]
+        session_id: str, request: Request, body: ForkSession | None = None, authorization: Bearer = None
+    ) -> SessionTicket:
+        """A seat for a session that goes on as another one is or was; it costs a slot, so it wants the server's secret."""
+        service.check_bearer(authorization)
+        return ticket(request, await service.fork(service.lobby.find(session_id), body or ForkSession()))
+
+    @app.post("/v1/sessions/{session_id}/snapshot", status_code=201)
+    async def snapshot(place: Annotated[Place, Depends(place_of)]) -> Snapshotted:  # pyright: ignore[reportUnusedFunction]
+        """Writes a session to this server's disk, for `init.snapshot` of later ones."""
+        return await service.snapshot(place)
+
+    @app.get("/v1/sessions/{session_id}")
+    async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
+        """How a session stands."""
+        return service.lobby.state(place)
+
+    @app.delete("/v1/sessions/{session_id}")
+    async def end(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
+        """Ends a session; its slot is free at once."""
+        service.lobby.end(place, "deleted")
+        return service.lobby.state(place)
+
+
+def add_socket(app: FastAPI, service: Service) -> None:
+    @app.websocket("/v1/sessions/{session_id}/ws")
+    async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
+        offered: list[str] = websocket.scope.get("subprotocols", [])
+        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        try:
+            place = await _admit(service, websocket, session_id, offered)
+            created, snapshot = service.created(place), functools.partial(service.snapshot, place)
+            await Connection(service.lobby, place, websocket, created, snapshot).run()
+        except Refusal as refusal:
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                await websocket.send_text(dump(error_message(refusal, fatal=True)))
+                await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+
+
+async def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
+    """The session this socket may have, by its origin, its version and its token."""
+    origin, host = websocket.headers.get("origin"), websocket.headers.get("host", "")
+    if not is_allowed_origin(origin, host, service.config):
+        text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
+        raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
+    if SUBPROTOCOL not in offered:
+        spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
+        text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
+        raise Refusal(ErrorCode.WRONG_VERSION, text)
+    token = next((name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)), "")
+    place = await service.come_back(session_id, token)
+    service.lobby.check_token(place, token)
+    return place
+
+
+def add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:  # pyright: ignore[reportUnusedFunction]
+        return FileResponse(PAGE / "index.html", headers=HEADERS)
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")

@@ -1,0 +1,185 @@
+"""One world being served: engine, device loop, lobby and disk, joined, and what can be asked of them together."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from wm_jax import envs
+from wm_jax.export.artifact import Artifact
+from wm_jax.serving import models
+from wm_jax.serving.batcher import Batcher, Delivery
+from wm_jax.serving.bodies import (
+    CreateSession,
+    ForkSession,
+    Media,
+    ModelInfo,
+)
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.engine import Engine, Scenes
+from wm_jax.serving.keeper import Keeper, captured, sound
+from wm_jax.serving.lobby import Lobby, Place
+from wm_jax.serving.protocol import (
+    ErrorCode,
+    Refusal,
+    SessionCreated,
+    Snapshotted,
+    Source,
+)
+from wm_jax.serving.real import Arcade
+from wm_jax.serving.snapshots import SnapshotStore, fingerprint
+from wm_jax.types import Params, Prompt
+from wm_jax.world import Playable
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One world being served: engine, device loop and lobby, joined."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        world: Playable[Any],
+        params: Params,
+        prompts: Prompt,
+        artifact: Artifact | None = None,
+    ) -> None:
+        self.config = config
+        self.world = world.config
+        self.scenes = Scenes(prompts)
+        self.takes_image = world.takes_image or self.scenes.count > 0
+        has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
+        self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
+        self.loop: asyncio.AbstractEventLoop | None = None
+        engine = Engine(world, params, self.scenes, config.slots, artifact)
+        arcade = Arcade(self.world.env, self._deliver)
+        fps = config.fps or self.world.fps
+        self.batcher = Batcher(engine, arcade, fps, self._deliver)
+        self.keeper = _keeper(config, world, params, self.scenes.count, self.batcher)
+        self.lobby = Lobby(config, self.world.controls, fps, self.batcher, engine.memory_bytes, self.keeper)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Compiles and plays in the background while the server is up."""
+        self.loop = asyncio.get_running_loop()
+        self.batcher.begin()
+        forever = [asyncio.create_task(self.lobby.sweep_forever())]
+        if self.keeper is not None:
+            forever.append(asyncio.create_task(self.lobby.keep_forever()))
+        try:
+            yield
+        finally:
+            for task in forever:
+                task.cancel()
+            await self.lobby.drain()
+            await asyncio.to_thread(self.batcher.stop)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if delivery and self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(_show_all, delivery)
+
+    async def create(self, body: CreateSession) -> Place:
+        """Seats a new session, or refuses to."""
+        opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
+        if body.init.snapshot is not None:
+            _, moment = await self._kept("init.snapshot").load(body.init.snapshot)
+            opening = moment.opening
+        return self.lobby.create(body, opening)
+
+    async def come_back(self, session_id: str, resume_token: str) -> Place:
+        """The session of that name, from the disk if it is not here; whoever comes must know its token.
+
+        Raises:
+          Refusal: there is none, it is another token's, or every slot is taken.
+        """
+        try:
+            return self.lobby.find(session_id)
+        except Refusal:
+            if self.keeper is None:
+                raise
+            record, moment = await self.keeper.find(session_id, resume_token)
+            return self.lobby.resume(record, moment, resume_token)
+
+    async def snapshot(self, place: Place) -> Snapshotted:
+        """Writes a session to the disk under a name of its own.
+
+        Raises:
+          Refusal: this server keeps no snapshots, the session plays the real game, or the disk is full.
+        """
+        keeper = self._kept("snapshot")
+        try:
+            name, record, size = await keeper.snapshot(place.session, place.resume_token, place.linger_s)
+        except OSError as error:
+            log.warning("a snapshot could not be written: %s", error)
+            raise Refusal(ErrorCode.BUSY, "the server's disk takes no snapshot now", retry_after_ms=10_000) from None
+        expires_at = record.saved_at + self.config.snapshot_age_s
+        return Snapshotted(snapshot=name, frame_id=record.frame_id, bytes=size, expires_at=expires_at)
+
+    def _kept(self, param: str) -> Keeper:
+        if self.keeper is None:
+            text = "this server keeps no snapshots: it was started without --snapshots"
+            raise Refusal(ErrorCode.UNSUPPORTED, text, param=param)
+        return self.keeper
+
+    async def fork(self, place: Place, body: ForkSession) -> Place:
+        """Seats a new session that goes on as this one is, or was just before a frame that is kept.
+
+        Raises:
+          Refusal: that frame is not kept, the session has ended, every slot is taken, or the server is busy or about to stop.
+        """
+        session = place.session
+        self.lobby.check_room()
+        if session.source == "real":
+            raise Refusal(ErrorCode.UNSUPPORTED, "this session plays the real game, which cannot be copied")
+        if body.at is None:
+            opening = (await captured(self.batcher.capture(session))).opening
+        else:
+            opening = await sound(session.opening_at(body.at))
+        mode = session.mode if body.mode is None else body.mode
+        media = body.media or Media(codec=session.codec, quality=session.quality)
+        forked = self.lobby.create(CreateSession(mode=mode, media=media, linger_s=body.linger_s), opening)
+        if body.media is None:
+            forked.session.stride = session.stride
+        return forked
+
+    def info(self) -> ModelInfo:
+        """The world, as the model list shows it."""
+        free = self.batcher.free_slots
+        return models.model_info(self.world, self.config, self.sources, self.scenes.count, self.takes_image, free)
+
+    def created(self, place: Place) -> SessionCreated:
+        """The first message of a connection."""
+        return SessionCreated(
+            session=models.session_info(self.world, place.session, self.lobby.status(place)),
+            capabilities=models.capabilities(
+                self.world, self.config, self.sources, self.takes_image, self.lobby.kept_frames
+            ),
+            resume_token=place.resume_token,
+        )
+
+    def check_bearer(self, authorization: str | None, place: Place | None = None) -> None:
+        """Lets the server's secret, or the session's own token, pass; everyone where no secret is set."""
+        if self.config.auth is None:
+            return
+        token = (authorization or "").removeprefix("Bearer ").encode()
+        allowed = [self.config.auth] if place is None else [self.config.auth, place.token, place.resume_token]
+        if not any(hmac.compare_digest(token, known.encode()) for known in allowed):
+            raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
+
+
+def _keeper(config: ServeConfig, world: Playable[Any], params: Params, scenes: int, batcher: Batcher) -> Keeper | None:
+    if config.snapshots is None:
+        return None
+    folder = Path(config.snapshots).expanduser()
+    known = fingerprint(world, params)
+    store = SnapshotStore(folder, world, known, scenes, config.snapshot_mb, config.snapshot_age_s)
+    return Keeper(store, batcher.capture)
+
+
+def _show_all(delivery: Delivery) -> None:
+    for session, frame in delivery:
+        session.show(frame)
