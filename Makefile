@@ -83,7 +83,7 @@ readme: $(BIN)/python
 RESOLVE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
           --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade
 lock:
-	$(RESOLVE) --extra serve --extra games --extra track --extra eval --extra hub --extra dev --output-file requirements/test.txt
+	$(RESOLVE) --extra serve --extra rtc --extra scale --extra games --extra track --extra eval --extra hub --extra dev --output-file requirements/test.txt
 	$(RESOLVE) --extra serve --extra games --extra track --extra eval --constraint requirements/test.txt --output-file requirements/games.txt
 	$(RESOLVE) --extra serve --constraint requirements/test.txt --output-file requirements/play.txt
 	@echo "# The compilers of accelerators that are not here, for the newest JAX of test.txt; no driver, no CUDA libraries." > requirements/aot.txt
