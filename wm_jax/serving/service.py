@@ -55,7 +55,7 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
-        engine = Engine(world, params, self.scenes, config.slots, artifact)
+        engine = Engine(world, params, self.scenes, config.slots, artifact, config.ladder)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)
