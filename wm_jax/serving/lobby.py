@@ -8,6 +8,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
@@ -129,6 +130,7 @@ class Lobby:
             )
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
+        models.check_codec(body.media.codec, body.mode)
         return Session(
             self._controls,
             self._fps,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -25,9 +25,11 @@ from wm_jax.serving.bodies import (
 )
 from wm_jax.serving.limits import is_allowed_origin
 from wm_jax.serving.lobby import Place
-from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted, dump
+from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted
 from wm_jax.serving.service import Service
+from wm_jax.serving.transport import Gone, WebSocketTransport
 from wm_jax.serving.websocket import Connection, error_message
+from wm_jax.serving.wire import WIRES, choose
 
 PAGE = Path(__file__).parent / "page"
 
@@ -159,15 +161,17 @@ def add_socket(app: FastAPI, service: Service) -> None:
     @app.websocket("/v1/sessions/{session_id}/ws")
     async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
         offered: list[str] = websocket.scope.get("subprotocols", [])
-        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        wire = choose(offered)
+        await websocket.accept(None if wire is None else wire.subprotocol)
+        transport = WebSocketTransport(websocket, wire or WIRES[SUBPROTOCOL])
         try:
             place = await _admit(service, websocket, session_id, offered)
             created, snapshot = service.created(place), functools.partial(service.snapshot, place)
-            await Connection(service.lobby, place, websocket, created, snapshot).run()
+            await Connection(service.lobby, place, transport, created, snapshot).run()
         except Refusal as refusal:
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                await websocket.send_text(dump(error_message(refusal, fatal=True)))
-                await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+            with contextlib.suppress(Gone):
+                await transport.send(error_message(refusal, fatal=True))
+                await transport.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
 
 
 async def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
@@ -176,7 +180,7 @@ async def _admit(service: Service, websocket: WebSocket, session_id: str, offere
     if not is_allowed_origin(origin, host, service.config):
         text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
         raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
-    if SUBPROTOCOL not in offered:
+    if choose(offered) is None:
         spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
         raise Refusal(ErrorCode.WRONG_VERSION, text)

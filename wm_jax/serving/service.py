@@ -31,6 +31,7 @@ from wm_jax.serving.protocol import (
 )
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.snapshots import SnapshotStore, fingerprint
+from wm_jax.serving.video import offered_codecs
 from wm_jax.types import Params, Prompt
 from wm_jax.world import Playable
 
@@ -55,6 +56,7 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
+        offered_codecs()  # imports PyAV now, not while somebody plays
         engine = Engine(world, params, self.scenes, config.slots, artifact)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
