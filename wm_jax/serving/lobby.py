@@ -247,6 +247,11 @@ class Lobby:
             last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
             place.connection.finish(last, code)
 
+    @property
+    def ids(self) -> set[str]:
+        """The names of all sessions."""
+        return set(self._places)
+
     def states(self) -> list[str]:
         """The state of every session."""
         return [self.status(place) for place in self._places.values()]

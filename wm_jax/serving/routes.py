@@ -4,13 +4,14 @@ import contextlib
 import functools
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
 
 from wm_jax.serving import metrics
 from wm_jax.serving.bodies import (
@@ -30,6 +31,9 @@ from wm_jax.serving.service import Service
 from wm_jax.serving.transport import Gone, WebSocketTransport
 from wm_jax.serving.websocket import Connection, error_message
 from wm_jax.serving.wire import WIRES, choose
+
+if TYPE_CHECKING:
+    from wm_jax.serving.webrtc import Peers
 
 PAGE = Path(__file__).parent / "page"
 
@@ -120,9 +124,16 @@ def add_sessions(app: FastAPI, service: Service) -> None:
             status=service.lobby.status(place),
             queue=service.lobby.queue(place),
             ws_url=f"{scheme}://{request.url.netloc}{path}",
+            webrtc_url=webrtc_url(request, place),
             token=place.token,
             expires_at=place.expires_at,
         )
+
+    def webrtc_url(request: Request, place: Place) -> str | None:
+        """Where an offer is taken: only with the extra `rtc`, and of sessions that may lose a frame."""
+        if not service.has_webrtc or place.session.mode == "stepped":
+            return None
+        return f"{request.url.scheme}://{request.url.netloc}/v1/sessions/{place.session.id}/webrtc"
 
     @app.post("/v1/sessions", status_code=201)
     async def create(  # pyright: ignore[reportUnusedFunction]
@@ -188,6 +199,36 @@ async def _admit(service: Service, websocket: WebSocket, session_id: str, offere
     place = await service.come_back(session_id, token)
     service.lobby.check_token(place, token)
     return place
+
+
+def add_webrtc(app: FastAPI, service: Service, peers: "Peers") -> None:
+    from wm_jax.serving.webrtc import ice_links
+
+    @app.post("/v1/sessions/{session_id}/webrtc", status_code=201)
+    async def offer(request: Request, session_id: str, authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """An SDP offer with all its candidates; the answer has all of ours."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/sdp":
+            raise HTTPException(415, "an offer is SDP: send it with Content-Type: application/sdp")
+        text = (await request.body()).decode(errors="replace")
+        peer, answer = await peers.offer(session_id, (authorization or "").removeprefix("Bearer "), text)
+        headers = {"Location": f"/v1/sessions/{session_id}/webrtc/{peer.id}"}
+        if service.config.ice_servers:
+            headers["Link"] = ice_links(service.config.ice_servers)
+        return Response(answer, 201, headers, "application/sdp")
+
+    @app.patch("/v1/sessions/{session_id}/webrtc/{peer_id}")
+    async def trickle(session_id: str, peer_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Candidates that come later are not taken."""
+        text = "no trickle ICE here: wait until iceGatheringState is complete and send one offer with all candidates"
+        raise HTTPException(405, text, {"Allow": "DELETE"})
+
+    @app.delete("/v1/sessions/{session_id}/webrtc/{peer_id}")
+    async def hang_up(session_id: str, peer_id: str, authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Ends the connection; the session waits for another one, as it does when a socket drops."""
+        peer = peers.find(session_id, peer_id)
+        service.lobby.check_token(peer.place, (authorization or "").removeprefix("Bearer "))
+        await peer.hang_up()
+        return Response(status_code=200)
 
 
 def add_page(app: FastAPI) -> None:

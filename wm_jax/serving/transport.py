@@ -10,17 +10,26 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from wm_jax.serving.codec import encode
 from wm_jax.serving.outbox import Payload, Sending
-from wm_jax.serving.protocol import ClientMessage, CloseCode, FramesHeader, Message
+from wm_jax.serving.protocol import ClientMessage, CloseCode, Error, ErrorCode, FramesHeader, Message
 from wm_jax.serving.session import Session
 from wm_jax.serving.video import H264Encoder, codec_string
 from wm_jax.serving.wire import Wire
 
-Said = Callable[[], ClientMessage]
-"""What a client said, not yet read; reading it may raise a Refusal."""
+Said = Callable[[], ClientMessage | None]
+"""What a client said, not yet read: reading it may raise a Refusal or an Eviction. None: it does not matter any more."""
 
 
 class Gone(Exception):
     """The client is not there any more."""
+
+
+class Eviction(Exception):
+    """The connection must end: a close code and the error that says why."""
+
+    def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.close = close
+        self.error = Error(code=code, message=message, fatal=True)
 
 
 class Transport(Protocol):

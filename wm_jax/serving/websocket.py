@@ -34,7 +34,7 @@ from wm_jax.serving.protocol import (
     Status,
     Step,
 )
-from wm_jax.serving.transport import Gone, Transport
+from wm_jax.serving.transport import Eviction, Gone, Transport
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +49,6 @@ GOODBYE_S = 2.0
 STATUS_S = 0.1
 
 FAILED = Error(code=ErrorCode.SERVER_FAILED, message="this server failed at a message; its log says why", fatal=True)
-
-
-class Eviction(Exception):
-    """The connection must end: a close code and the error that says why."""
-
-    def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.close = close
-        self.error = Error(code=code, message=message, fatal=True)
 
 
 class Connection:
@@ -194,7 +185,9 @@ class Connection:
             self._place.heard_at = time.monotonic()
             try:
                 await self._check_rate()
-                self._handle(said())
+                message = said()
+                if message is not None:
+                    self._handle(message)
                 self._bad_in_a_row = 0
             except Refusal as refusal:
                 self._refuse(refusal)
