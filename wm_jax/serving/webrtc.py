@@ -236,8 +236,9 @@ class Peer:
         self._connection = RTCPeerConnection(RTCConfiguration(ice_servers(service.config.ice_servers)))
         self._transport = RtcTransport(self.hang_up, service.config.max_message_bytes)
         self._task: asyncio.Task[None] | None = None
-        self._patience = asyncio.get_running_loop().call_later(CONNECT_S, self._give_up)
         self._closing: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._is_answering = asyncio.Lock()  # what is closed while it still begins would begin all the same
         self._connection.on("datachannel", self._use)
         self._connection.on("connectionstatechange", self._look)
 
@@ -247,10 +248,12 @@ class Peer:
         Raises:
           Refusal: aiortc cannot read the offer.
         """
+        self._patience = asyncio.get_running_loop().call_later(CONNECT_S, self._give_up)
         try:
-            await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-            self._connection.addTrack(self._transport.track)
-            await self._connection.setLocalDescription(await self._connection.createAnswer())
+            async with self._is_answering:
+                await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+                self._connection.addTrack(self._transport.track)
+                await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # its parser raises whatever a stranger's text makes it raise
             log.info("an offer could not be answered", exc_info=True)
             await self.hang_up()
@@ -260,10 +263,12 @@ class Peer:
 
     async def hang_up(self) -> None:
         """Closes everything; nothing of it is left afterwards."""
-        self._patience.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
         self._transport.lose()
         self._transport.track.stop()
-        await self._connection.close()
+        async with self._is_answering:
+            await self._connection.close()
         self._forget(self)
 
     def _give_up(self) -> None:
@@ -279,6 +284,7 @@ class Peer:
         if channel.label == "input":
             self._transport.use_input(channel)
         elif channel.label == "control" and self._task is None:
+            assert self._patience is not None
             self._patience.cancel()
             self._transport.use_control(channel)
             self.is_playing = True
