@@ -4,12 +4,13 @@ import asyncio
 import gc
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wm_jax.client import open_session
-from wm_jax.serving import models, transport
+from wm_jax.serving import codec_bench, models, transport
 from wm_jax.serving.codec import CODECS
 from wm_jax.serving.video import H264Decoder, H264Encoder, codec_string, crf, video_frame
 
@@ -144,3 +145,14 @@ def test_without_libx264_it_is_neither_offered_nor_taken(server, monkeypatch):
     assert server.http.get(f"{server.url}/v1/models").json()["models"][0]["codecs"] == ["jpeg", "png", "raw"]
     answer = server.http.post(f"{server.url}/v1/sessions", json=H264)
     assert answer.status_code == 422 and "libx264" in answer.json()["message"]
+
+
+def test_the_benchmark_of_codecs_prints_a_row_for_each(monkeypatch, capsys):
+    frames = np.stack([scene(index) for index in range(8)])
+    monkeypatch.setattr(codec_bench, "dream", lambda folder, count: (frames[:count], 30.0))
+    codec_bench.main(codec_bench.CodecBenchConfig(Path("world"), frames=8, sides=((33, 35),)))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        [size, name] for size in ("64x48", "35x33") for name in ("jpeg", "h264", "vp8")
+    ]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 and float(row[5]) > 25 for row in rows)
