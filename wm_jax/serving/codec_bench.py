@@ -91,6 +91,7 @@ def _arms(fps: float, quality: int) -> list[tuple[str, Arm, Callable[[Any, int, 
 
 
 def _vp8(fps: float) -> tuple[str, Arm, Callable[[Any, int, int], np.ndarray]]:
+    import av
     from aiortc.codecs.vpx import Vp8Decoder, Vp8Encoder, VpxPayloadDescriptor
     from aiortc.jitterbuffer import JitterFrame
 
@@ -107,6 +108,7 @@ def _vp8(fps: float) -> tuple[str, Arm, Callable[[Any, int, int], np.ndarray]]:
     def shown(payloads: list[bytes], height: int, width: int) -> np.ndarray:
         data = b"".join(VpxPayloadDescriptor.parse(payload)[1] for payload in payloads)
         (picture,) = screen.decode(JitterFrame(data, 0))
+        assert isinstance(picture, av.VideoFrame)
         return picture.to_ndarray(format="rgb24")[:height, :width]
 
     return "vp8", vp8, shown

@@ -85,8 +85,8 @@ class H264Encoder:
         stream = av.CodecContext.create("libx264", "w")
         stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = "yuv420p"
-        stream.framerate = Fraction(self._fps).limit_denominator(1000)
-        stream.time_base = 1 / stream.framerate
+        rate = Fraction(self._fps).limit_denominator(1000)
+        stream.framerate, stream.time_base = rate, 1 / rate
         stream.gop_size = max(1, round(KEY_EVERY_S * self._fps))
         stream.max_b_frames = 0
         stream.thread_count = 1  # more would cut each frame into slices and hold the others' cores
