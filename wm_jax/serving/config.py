@@ -4,6 +4,9 @@ import dataclasses
 import ipaddress
 import os
 from pathlib import Path
+from typing import Literal
+
+LogKind = Literal["console", "json"]
 
 
 class ServeConfigError(ValueError):
@@ -29,7 +32,9 @@ class ServeConfig:
       quality: JPEG quality, 1 to 100, where the client does not say.
       token_s: Seconds in which a new session must be connected.
       linger_s: Seconds a session outlives its dropped connection, where the client does not say.
+      spectators: Sockets that may watch one session, beside its player's.
       idle_s: Seconds of silence after which a client is sent away.
+      log: How log lines look on standard error: for people, or a JSON object each.
       drain_s: Seconds players get to leave when the server is told to stop.
       max_message_bytes: The longest message a client may send over the WebSocket.
       max_body_bytes: The longest body of an HTTP request.
@@ -58,7 +63,9 @@ class ServeConfig:
     quality: int = 90
     token_s: float = 60.0
     linger_s: float = 60.0
+    spectators: int = 8
     idle_s: float = 300.0
+    log: LogKind = "console"
     drain_s: float = 3.0
     max_message_bytes: int = 65_536
     max_body_bytes: int = 1_048_576
@@ -93,6 +100,8 @@ class ServeConfig:
             )
         if not self.snapshot_every_s > 0 or not self.snapshot_mb > 0 or not self.snapshot_age_s > 0:
             raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")
+        if self.spectators < 0:
+            raise ServeConfigError(f"spectators is {self.spectators}; 0 lets nobody watch")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:
