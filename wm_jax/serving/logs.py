@@ -42,6 +42,7 @@ def handler(kind: LogKind, stream: TextIO) -> logging.Handler:
         merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _without_twins,
         structlog.processors.TimeStamper(fmt="iso" if is_json else "%H:%M:%S", utc=is_json),
     ]
     if is_json:
@@ -54,6 +55,13 @@ def handler(kind: LogKind, stream: TextIO) -> logging.Handler:
         )
     )
     return made
+
+
+def _without_twins(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drops what says the message again: uvicorn's coloured copy, and what other handlers leave in a record."""
+    for twin in ("color_message", "message", "asctime"):
+        event.pop(twin, None)
+    return event
 
 
 def _renderer(kind: LogKind, stream: TextIO) -> Processor:
