@@ -53,7 +53,10 @@ def make_app(
         async with service.running():
             yield
 
-    app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    refused: dict[int | str, dict[str, Any]] = {"default": {"model": Error, "description": "What is refused, and why"}}
+    app = FastAPI(
+        title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refused
+    )  # fmt: skip
     app.state.service = service
     app.add_middleware(Guard, config=config)
     app.add_middleware(Traced)
