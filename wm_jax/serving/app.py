@@ -14,6 +14,7 @@ from wm_jax.export.artifact import Artifact
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import Guard
 from wm_jax.serving.protocol import Error, ErrorCode, Refusal
+from wm_jax.serving.recording_routes import add_recordings, add_rollouts
 from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket
 from wm_jax.serving.service import Service
 from wm_jax.serving.websocket import error_message
@@ -26,6 +27,8 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_SESSION: 404,
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.UNKNOWN_SNAPSHOT: 404,
+    ErrorCode.UNKNOWN_ROLLOUT: 404,
+    ErrorCode.TOO_LARGE: 413,
     ErrorCode.FULL: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
@@ -51,6 +54,8 @@ def make_app(
     app.add_exception_handler(HTTPException, _answer_http)
     add_health(app, service)
     add_sessions(app, service)
+    add_recordings(app, service)
+    add_rollouts(app, service)
     add_socket(app, service)
     add_page(app)
     return app

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.events import EventLog
 from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper
 from wm_jax.serving.outbox import Outbox
@@ -116,10 +117,7 @@ class Lobby:
         Raises:
           Refusal: the server is full, about to stop, or its world has failed.
         """
-        if self.batcher.stage.failure is not None:
-            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
-        if self.is_draining:
-            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
+        self.check_open()
         if (self._waiting or not self.batcher.free_slots) and len(self._waiting) >= self.config.queue:
             line = f" and {self.config.queue} wait for one" if self.config.queue else ""
             raise Refusal(
@@ -127,6 +125,17 @@ class Lobby:
                 f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots",
                 retry_after_ms=5_000,
             )
+
+    def check_open(self) -> None:
+        """Passes where anything may begin.
+
+        Raises:
+          Refusal: the server is about to stop, or its world has failed.
+        """
+        if self.batcher.stage.failure is not None:
+            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
+        if self.is_draining:
+            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         return Session(
@@ -141,6 +150,7 @@ class Lobby:
             max_fps=body.media.max_fps,
             max_step_frames=self.config.max_step_frames,
             history=History(self.kept_frames, self.config.history_every),
+            events=EventLog(self.config.record_frames),
         )
 
     def _seat(self, session: Session, linger_s: float | None, resume_token: str | None = None) -> Place:
@@ -287,8 +297,7 @@ class Lobby:
             place.session.outbox.put(message)
         while self._connected() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        if self.keeper is not None:
-            self.batcher.hold()  # nobody is shown a frame that is not in what is written
+        self.batcher.hold()  # nobody is shown a frame that is not in what is written
         for place in list(self._places.values()):
             await self._keep(place)
         finishing = [place.connection for place in self._connected()]
