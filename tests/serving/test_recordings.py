@@ -1,6 +1,7 @@
 """What was played can be played again, to the bit: recordings of sessions, and what they refuse."""
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,21 +15,22 @@ import av
 import httpx
 import pytest
 
-import wm_jax as wm
-from tests.serving.conftest import Server, Talk, serving, tiny_prompts
+from tests.serving.conftest import Server, Talk
 from wm_jax.serving import recording
 from wm_jax.serving.replay import frames_of
 
 RAW: dict[str, Any] = {"mode": "stepped", "media": {"codec": "raw"}}
 
 
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Server]:
-    """A server that keeps little, for those who know its secret."""
-    limits = dict(record_frames=40, rollouts=2, rollout_frames=40, rollout_mb=0.1, auth="secret")
-    with serving(*wm.tiny_world(0), tiny_prompts(), **limits) as served:
-        served.http.headers["Authorization"] = "Bearer secret"
-        yield served
+@pytest.fixture
+def strict(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The same server as if it had been started to keep little, for those who know its secret."""
+    service = server.service
+    config = dataclasses.replace(service.config, record_frames=40, auth="secret")
+    for holder in (service, service.lobby):
+        monkeypatch.setattr(holder, "config", config)
+    with httpx.Client(headers={"Authorization": "Bearer secret"}) as http:
+        yield dataclasses.replace(server, http=http)
 
 
 def download(server: Server, ticket: dict[str, Any], **query: Any) -> httpx.Response:
@@ -206,7 +208,7 @@ def test_a_recording_is_its_sessions_alone(strict):
         talk = strict.talk(socket)
         resume_token = talk.wait_for("session.created")["resume_token"]
         step(talk, 1, [])
-        for token, code in (("", 401), ("wrong", 401), (resume_token, 200), ("secret", 200)):
+        for token, code in (("none", 401), (ticket["session_id"], 401), (resume_token, 200), ("secret", 200)):
             url = f"{strict.url}/v1/sessions/{ticket['session_id']}/recording?video=false"
             assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code == code
     strict.delete(ticket)

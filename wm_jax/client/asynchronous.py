@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from wm_jax.client.recordings import record
 from wm_jax.rest import ServerError, request
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
@@ -24,10 +26,12 @@ class Client:
 
     Attributes:
       created: The first message, `session.created`.
+      url: The server's.
     """
 
     socket: ClientConnection
     created: dict[str, Any]
+    url: str
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
 
     async def send(self, kind: str, **fields: Any) -> None:
@@ -49,6 +53,15 @@ class Client:
         header, payloads = unpack_frames(data)
         await self.send("frame.ack", seq=header.seq)
         return header, [decode(header, payload) for payload in payloads]
+
+    async def record(self, path: str | Path, video: bool = True) -> Path:
+        """Writes the session's recording so far to a file; see `Session.record`.
+
+        Raises:
+          ServerError: no slot is free for the video, or the server records nothing.
+        """
+        session, token = self.created["session"]["id"], self.created["resume_token"]
+        return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
 
     async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
         """Frames as they come."""
@@ -83,7 +96,7 @@ async def open_session(url: str, auth: str | None = None, **body: Any) -> AsyncI
             first = json.loads(await socket.recv())
             if first["type"] != "session.created":
                 raise ServerError(f"{first.get('code')}: {first.get('message')}")
-            yield Client(socket, first)
+            yield Client(socket, first, url)
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):

@@ -41,6 +41,12 @@ MAX_FAILURES = 3
 Delivery = list[tuple[Session, EncodedFrame]]
 
 
+def show_all(delivery: Delivery) -> None:
+    """Hands every frame to its session; on the thread of the event loop."""
+    for session, frame in delivery:
+        session.show(frame)
+
+
 @dataclasses.dataclass
 class Stage:
     """How far the server is: compiling, ready or failed."""

@@ -182,6 +182,12 @@ class Identity:
             )
 
 
+def differences(info: RecordingInfo, here: RecordingInfo) -> list[str]:
+    """In what a recording was made by another build than one made here: then frames may differ in their lowest bits."""
+    there = {"wm_jax": info.wm_jax, "jax": info.jax, "device": info.device}
+    return [f"{name} {told}, here {getattr(here, name)}" for name, told in there.items() if told != getattr(here, name)]
+
+
 def identity(world: Playable[Any], params: Params, prompts: Prompt, slots: int) -> Identity:
     """That of this world served with so many slots."""
     known = hashlib.sha256()

@@ -89,17 +89,17 @@ async def _next_frame(session: Session, batcher: Batcher) -> UInt8[np.ndarray, "
 
 
 class Film:
-    """Frames on their way into files: `video.mp4`, and `frames.npy` (uint8 `[t h w 3]`) where nothing may be lost.
+    """Frames on their way into files: an MP4, and an .npy (uint8 `[t h w 3]`) where nothing may be lost.
 
     Attributes:
       frames: How many were written.
     """
 
-    def __init__(self, folder: Path, fps: float, image: tuple[int, int], count: int, has_frames: bool) -> None:
+    def __init__(self, video: Path, lossless: Path | None, fps: float, image: tuple[int, int], count: int) -> None:
         self.frames = 0
         self._known = hashlib.sha256()
-        self._video = Mp4Writer(folder / "video.mp4", fps, image)
-        self._lossless = (folder / "frames.npy").open("wb") if has_frames else None
+        self._video = Mp4Writer(video, fps, image)
+        self._lossless = None if lossless is None else lossless.open("wb")
         if self._lossless is not None:
             form = {"descr": "|u1", "fortran_order": False, "shape": (count, *image, 3)}
             np.lib.format.write_array_header_1_0(self._lossless, form)

@@ -11,7 +11,7 @@ from typing import Any
 from wm_jax import envs
 from wm_jax.export.artifact import Artifact
 from wm_jax.serving import models
-from wm_jax.serving.batcher import Batcher, Delivery
+from wm_jax.serving.batcher import Batcher, Delivery, show_all
 from wm_jax.serving.bodies import (
     CreateRollout,
     CreateSession,
@@ -91,7 +91,7 @@ class Service:
 
     def _deliver(self, delivery: Delivery) -> None:
         if delivery and self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(_show_all, delivery)
+            self.loop.call_soon_threadsafe(show_all, delivery)
 
     async def create(self, body: CreateSession) -> Place:
         """Seats a new session, or refuses to."""
@@ -216,8 +216,3 @@ def _keeper(config: ServeConfig, known: Identity, batcher: Batcher) -> Keeper | 
     weights = known.weights_sha256
     store = SnapshotStore(folder, known.world, weights, known.scenes, config.snapshot_mb, config.snapshot_age_s)
     return Keeper(store, batcher.capture)
-
-
-def _show_all(delivery: Delivery) -> None:
-    for session, frame in delivery:
-        session.show(frame)

@@ -93,5 +93,6 @@ class Studio:
         config = self.identity.world.config
         history = History(self._history.depth, self._history.every)
         frames = frames_of(events, config.controls, self._fps, self._batcher, history)
-        reel = Film(folder, self._fps, config.image, events.frames, has_frames)
+        lossless = folder / "frames.npy" if has_frames else None
+        reel = Film(folder / "video.mp4", lossless, self._fps, config.image, events.frames)
         return await film(frames, reel, self._worker, report)
