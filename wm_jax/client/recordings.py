@@ -37,7 +37,8 @@ def roll_out(
       ServerError: the server refuses the scripts, or cannot make a frame.
     """
     url = url.rstrip("/")
-    asked = request("POST", f"{url}/v1/rollouts", {"scripts": list(scripts), "lossless": True}, auth)
+    body = {"scripts": list(scripts), "video": folder is not None, "lossless": True}
+    asked = request("POST", f"{url}/v1/rollouts", body, auth)
     where = f"{url}/v1/rollouts/{asked['rollout_id']}"
     try:
         while (state := request("GET", where, None, auth))["status"] in ("queued", "running"):

@@ -92,11 +92,13 @@ class CreateRollout(Message):
     """Body of `POST /v1/rollouts`: scripts that are dreamt beside each other.
 
     Attributes:
-      lossless: Every recording holds `frames.npy` (uint8 `[t h w 3]`) beside its video.
+      video: Every recording holds `video.mp4`.
+      lossless: Every recording holds `frames.npy`, uint8 `[t h w 3]`.
     """
 
     model: str | None = None
     scripts: list[RolloutScript] = Field(min_length=1, max_length=256)
+    video: bool = True
     lossless: bool = False
 
 

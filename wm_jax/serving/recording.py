@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import itertools
 import json
+import tempfile
 import time
 import zipfile
 import zlib
@@ -18,8 +19,8 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.codec import decode_image, encode
@@ -190,13 +191,19 @@ def differences(info: RecordingInfo, here: RecordingInfo) -> list[str]:
 
 def identity(world: Playable[Any], params: Params, prompts: Prompt, slots: int) -> Identity:
     """That of this world served with so many slots."""
+    scenes = 0 if prompts.frames is None else int(prompts.frames.shape[0])
+    weights = fingerprint(world, params)
+    return Identity(world, bare_shapes(world, 1), scenes, slots, weights, scenes_sha256(prompts))
+
+
+def scenes_sha256(prompts: Prompt) -> str:
+    """A name for the first frames that a world ships with."""
     known = hashlib.sha256()
     for leaf in jax.tree.leaves(prompts):
         array = np.ascontiguousarray(leaf)
         known.update(f"{array.dtype}{array.shape}".encode())
         known.update(array.reshape(-1).view(np.uint8))
-    scenes = 0 if prompts.frames is None else int(prompts.frames.shape[0])
-    return Identity(world, bare_shapes(world, 1), scenes, slots, fingerprint(world, params), known.hexdigest())
+    return known.hexdigest()
 
 
 # ---- writing
@@ -379,4 +386,8 @@ class _Reader:
 
     def _memory(self, name: str) -> dict[str, np.ndarray]:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._known.shapes))
-        return load(_bytes(self._file, name, size + MAX_IMAGE))
+        with tempfile.NamedTemporaryFile() as unpacked:  # only from a file it reads bfloat16
+            unpacked.write(_bytes(self._file, name, size + MAX_IMAGE))
+            unpacked.flush()
+            with safe_open(unpacked.name, framework="numpy") as file:
+                return {key: file.get_tensor(key) for key in list(file.keys())}

@@ -89,16 +89,18 @@ async def _next_frame(session: Session, batcher: Batcher) -> UInt8[np.ndarray, "
 
 
 class Film:
-    """Frames on their way into files: an MP4, and an .npy (uint8 `[t h w 3]`) where nothing may be lost.
+    """Frames on their way into files: an MP4, an .npy (uint8 `[t h w 3]`) where nothing may be lost, both or none.
 
     Attributes:
       frames: How many were written.
     """
 
-    def __init__(self, video: Path, lossless: Path | None, fps: float, image: tuple[int, int], count: int) -> None:
+    def __init__(
+        self, video: Path | None, lossless: Path | None, fps: float, image: tuple[int, int], count: int
+    ) -> None:
         self.frames = 0
         self._known = hashlib.sha256()
-        self._video = Mp4Writer(video, fps, image)
+        self._video = None if video is None else Mp4Writer(video, fps, image)
         self._lossless = None if lossless is None else lossless.open("wb")
         if self._lossless is not None:
             form = {"descr": "|u1", "fortran_order": False, "shape": (count, *image, 3)}
@@ -112,13 +114,15 @@ class Film:
     def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
         pixels = np.ascontiguousarray(frame)
         self._known.update(pixels)
-        self._video.write(pixels)
+        if self._video is not None:
+            self._video.write(pixels)
         if self._lossless is not None:
             self._lossless.write(pixels)
         self.frames += 1
 
     def close(self) -> None:
-        self._video.close()
+        if self._video is not None:
+            self._video.close()
         if self._lossless is not None:
             self._lossless.close()
 

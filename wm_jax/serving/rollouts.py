@@ -42,6 +42,7 @@ class Rollout:
 
     id: str
     scripts: list[Events]
+    has_video: bool
     has_frames: bool
     folder: Path
     done: list[int]
@@ -88,6 +89,8 @@ class Rollouts:
         if frames > most:
             text = f"the scripts have {frames} frames together, this server makes at most {most} in one rollout"
             raise Refusal(ErrorCode.TOO_LARGE, text, param="scripts")
+        if not body.video and not body.lossless:
+            raise Refusal(ErrorCode.BAD_MESSAGE, "neither video nor lossless is asked for: nothing would be made")
         if body.lossless and frames * self._frame_bytes > 1e6 * self._config.rollout_mb:
             text = (
                 f"{frames} frames without loss are {frames * self._frame_bytes / 1e6:.0f} MB, this server keeps "
@@ -103,7 +106,7 @@ class Rollouts:
         name = f"roll_{secrets.token_urlsafe(18)}"
         folder = self._studio.folder / name
         folder.mkdir()
-        rollout = Rollout(name, scripts, body.lossless, folder, [0] * len(scripts))
+        rollout = Rollout(name, scripts, body.video, body.lossless, folder, [0] * len(scripts))
         self._known[name] = rollout
         self._waiting.extend((rollout, index) for index in range(len(scripts)))
         self._asked.set()
@@ -211,7 +214,7 @@ class Rollouts:
 
         try:
             out = rollout.folder / f"{index}.zip"
-            await self._studio.write(out, rollout.scripts[index], True, rollout.has_frames, report)
+            await self._studio.write(out, rollout.scripts[index], rollout.has_video, rollout.has_frames, report)
         except SlotTaken:
             report(0)
             self._waiting.appendleft((rollout, index))

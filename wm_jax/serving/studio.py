@@ -81,7 +81,11 @@ class Studio:
             await sound(chapter.opening)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            sha256 = await self._film(folder, events, has_frames, report) if has_video or has_frames else None
+            sha256 = None
+            if has_video or has_frames:
+                video = folder / "video.mp4" if has_video else None
+                lossless = folder / "frames.npy" if has_frames else None
+                sha256 = await self._film(video, lossless, events, report)
             info = self.identity.info(events, self._history, sha256, self._fps)
             made = sorted(folder.iterdir())
             await asyncio.to_thread(recording.write, folder / "recording.zip", info, events, made)
@@ -89,10 +93,9 @@ class Studio:
         finally:
             await asyncio.to_thread(shutil.rmtree, folder)
 
-    async def _film(self, folder: Path, events: Events, has_frames: bool, report: Report) -> str:
+    async def _film(self, video: Path | None, lossless: Path | None, events: Events, report: Report) -> str:
         config = self.identity.world.config
         history = History(self._history.depth, self._history.every)
         frames = frames_of(events, config.controls, self._fps, self._batcher, history)
-        lossless = folder / "frames.npy" if has_frames else None
-        reel = Film(folder / "video.mp4", lossless, self._fps, config.image, events.frames)
+        reel = Film(video, lossless, self._fps, config.image, events.frames)
         return await film(frames, reel, self._worker, report)
