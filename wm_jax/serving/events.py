@@ -148,6 +148,8 @@ class EventLog:
             # The state of a frame that is in the log need not be held: it will be made again.
             known = opening if opening.back_to is None else Opening(opening.seed, back_to=opening.back_to)
             self._chapters.append(_Open(frame_id, source, known))
+            if opening.back_to is not None:  # nothing between the two frames can be a beginning any more
+                self._anchors = [anchor for anchor in self._anchors if anchor[0] <= opening.back_to]
         elif opening is not None or not self._chapters:
             self._drop_all()  # nobody knows what this frame follows from
             return

@@ -39,6 +39,7 @@ class Turn(NamedTuple):
       taken_at: `time.perf_counter()` of the taking.
       pressed_at: The same clock when the newest event arrived, if it is new in this frame.
       pts_ms: When the frame is due on the session's media clock.
+      tapped: Those of the keys that were pressed since the frame before: they count even if they are let go.
     """
 
     keys: Bool[Any, " keys"]
@@ -52,6 +53,7 @@ class Turn(NamedTuple):
     taken_at: float
     pressed_at: float | None
     pts_ms: float = 0.0
+    tapped: Bool[Any, " keys"] | None = None
 
 
 class Moment(NamedTuple):
@@ -366,6 +368,7 @@ class Session:
                 time.perf_counter(),
                 self._pressed_at,
                 self._pts_ms,
+                self._tapped,
             )
             self.fps = fps or self.fps
             self._pts_ms += 1e3 / self.fps
@@ -411,7 +414,7 @@ class Session:
                 self._give_back_step(turn)
                 return
             self._restart = self._restart or turn.opening
-            tapped = turn.keys & ~self._keys
+            tapped = turn.keys & ~self._keys if turn.tapped is None else turn.tapped | (turn.keys & ~self._keys)
             self._tapped = tapped if self._tapped is None else self._tapped | tapped
             self._mouse = moved(self._mouse, turn.mouse)
             self._pressed_at = self._pressed_at or turn.pressed_at
