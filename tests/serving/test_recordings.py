@@ -81,7 +81,7 @@ def test_a_stepped_session_is_replayed_to_the_bit(server, tmp_path):
     begins = [(line["frame"], line["seed"], line.get("back_to")) for line in lines if line["type"] == "begin"]
     assert begins == [(0, 5, None), (34, 5, 15), (40, 5, None), (47, 9, None)]
     assert sorted(file.namelist()) == ["events.jsonl", "session.json", "video.mp4"]
-    with av.open(io.BytesIO(file.read("video.mp4"))) as video:
+    with av.open(io.BytesIO(file.read("video.mp4")), "r") as video:
         assert sum(1 for _ in video.decode(video=0)) == 55
     assert replayed(server, answer, tmp_path) == live
     assert told["frames_sha256"] == sha256(live)

@@ -151,7 +151,7 @@ def test_a_recording_is_replayed_without_a_server(monkeypatch, capsys, server, w
     with av.open(str(tmp_path / "again.mp4")) as container:
         assert len(list(container.decode(video=0))) == 22
     world, params = wm.tiny_world(1)
-    save_world(tmp_path / "other", world.config, params, {})
+    save_world(tmp_path / "other", world.config, params)
     assert run_main(monkeypatch, tmp_path / "other", *out) == 2
     assert "replay it with the world it was played in" in capsys.readouterr().out
     assert run_main(monkeypatch, world_folder, "--replay", tmp_path / "again.npy") == 2
