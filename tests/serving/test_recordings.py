@@ -74,15 +74,20 @@ def test_a_stepped_session_is_replayed_to_the_bit(server, tmp_path):
         for number, change in enumerate(({"op": "seek", "frame": 20}, {"op": "reset"}, {"op": "reset", "seed": 9})):
             talk.send("control", event_id=f"change {number}", **change)
             live += step(talk, 2 + number, ["ArrowRight"], n=6 + number)
+        for number, source in enumerate(("real", "dream")):
+            talk.send("session.update", source=source)
+            live += step(talk, 5 + number, ["ArrowUp"], n=3)
         answer = download(server, ticket)
     told, lines, file = unpack(answer)
-    assert told["frames"] == len(live) == 55 and told["first_frame"] == 0 and not told["is_cut"]
+    assert told["frames"] == len(live) == 61 and told["first_frame"] == 0 and not told["is_cut"]
     assert told["keys"] == list(server.world.config.controls.codes) and told["fps"] == server.world.config.fps
-    begins = [(line["frame"], line["seed"], line.get("back_to")) for line in lines if line["type"] == "begin"]
-    assert begins == [(0, 5, None), (34, 5, 15), (40, 5, None), (47, 9, None)]
+    begun = [line for line in lines if line["type"] == "begin"]
+    begins = [(line["frame"], line["seed"], line.get("back_to")) for line in begun]
+    assert begins == [(0, 5, None), (34, 5, 15), (40, 5, None), (47, 9, None), (55, 9, None), (58, 9, None)]
+    assert [line["source"] for line in begun] == ["dream"] * 4 + ["real", "dream"]
     assert sorted(file.namelist()) == ["events.jsonl", "session.json", "video.mp4"]
     with av.open(io.BytesIO(file.read("video.mp4")), "r") as video:
-        assert sum(1 for _ in video.decode(video=0)) == 55
+        assert sum(1 for _ in video.decode(video=0)) == 61
     assert replayed(server, answer, tmp_path) == live
     assert told["frames_sha256"] == sha256(live)
 
