@@ -153,11 +153,12 @@ def test_rollouts_are_bounded_in_number_size_and_age(strict, monkeypatch):
     assert "neither video nor lossless" in ask(strict, {"frames": 40}, video=False).text
     large = ask(strict, {"frames": 40}, lossless=True)
     assert large.json()["code"] == "too_large" and "0.1" in large.json()["message"]
-    first = ask(strict, {"frames": 40}).json()["rollout_id"]
+    first = ask(strict, {"frames": 12}).json()["rollout_id"]
     full = ask(strict, {"frames": 1})
-    assert full.json()["code"] == "busy" and "1 rollouts wait or run" in full.json()["message"]
+    assert (full.status_code, full.json()["code"]) == (503, "busy") and full.headers["retry-after"] == "10"
+    assert "1 rollouts wait or run" in full.json()["message"]
     wait_until(lambda: show(strict, first)["status"] == "done")
-    second = ask(strict, {"frames": 40}).json()["rollout_id"]
+    second = ask(strict, {"frames": 12}).json()["rollout_id"]
     wait_until(lambda: show(strict, second)["status"] == "done")
     rollouts = strict.service.rollouts
     config = dataclasses.replace(strict.service.config, rollout_mb=1e-6)

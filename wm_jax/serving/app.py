@@ -30,6 +30,7 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_ROLLOUT: 404,
     ErrorCode.TOO_LARGE: 413,
     ErrorCode.FULL: 503,
+    ErrorCode.BUSY: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
 }

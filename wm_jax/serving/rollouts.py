@@ -217,15 +217,15 @@ class Rollouts:
             await self._studio.write(out, rollout.scripts[index], rollout.has_video, rollout.has_frames, report)
         except SlotTaken:
             report(0)
-            self._waiting.appendleft((rollout, index))
+            if rollout.status in ("queued", "running"):
+                self._waiting.appendleft((rollout, index))
         except Exception as error:
             log.exception("script %d of rollout %s failed", index, rollout.id)
             text = f"script {index} could not be made; the server's log says why"
             self._fail(rollout, error if isinstance(error, Refusal) else Refusal(ErrorCode.SERVER_FAILED, text))
-        else:
-            self._asked.set()  # its slot is free
         finally:
             rollout.tasks.pop(index, None)
+            self._asked.set()  # a slot is free, or a script waits again
         if len(list(rollout.folder.glob("*.zip"))) == len(rollout.scripts):
             rollout.finished_at = time.time()
 
@@ -245,7 +245,7 @@ class Rollouts:
         finished = [one for one in self._known.values() if one.finished_at is not None]
         finished.sort(key=lambda one: one.finished_at or 0.0, reverse=True)
         for place, one in enumerate(finished):
-            room -= sum(path.stat().st_size for path in one.folder.iterdir())
+            room -= sum(path.stat().st_size for path in one.folder.glob("*.zip"))
             assert one.finished_at is not None
             if (room < 0 and place > 0) or time.time() - one.finished_at > self._config.rollout_age_s:
                 self.forget(one)
