@@ -143,6 +143,15 @@ def add_sessions(app: FastAPI, service: Service) -> None:
         """Writes a session to this server's disk, for `init.snapshot` of later ones."""
         return await service.snapshot(place)
 
+    @app.post("/v1/sessions/{session_id}/resume")
+    async def resume(session_id: str, request: Request, authorization: Bearer = None) -> SessionTicket:  # pyright: ignore[reportUnusedFunction]
+        """Where to connect again, for the bearer of the session's resume token; takes it up from the disk if it is not here."""
+        token = (authorization or "").removeprefix("Bearer ")
+        place = await service.come_back(session_id, token)
+        service.lobby.check_token(place, token)
+        service.lobby.admit(place)
+        return ticket(request, place)
+
     @app.get("/v1/sessions/{session_id}")
     async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
         """How a session stands."""

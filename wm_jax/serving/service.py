@@ -55,6 +55,7 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._returning = asyncio.Lock()  # two connections that come back to one session must find the same one
         engine = Engine(world, params, self.scenes, config.slots, artifact)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
@@ -96,13 +97,19 @@ class Service:
         Raises:
           Refusal: there is none, it is another token's, or every slot is taken.
         """
-        try:
+        place = self.lobby.get(session_id)
+        if place is not None:
+            return place
+        if self.keeper is None:
             return self.lobby.find(session_id)
-        except Refusal:
-            if self.keeper is None:
-                raise
-            record, moment = await self.keeper.find(session_id, resume_token)
-            return self.lobby.resume(record, moment, resume_token)
+        async with self._returning:
+            place = self.lobby.get(session_id)
+            if place is not None:
+                return place
+            await self.keeper.check(session_id, resume_token)
+            self.lobby.check_room()
+            record, moment, epoch = await self.keeper.claim(session_id)
+            return self.lobby.resume(record, moment, resume_token, epoch)
 
     async def snapshot(self, place: Place) -> Snapshotted:
         """Writes a session to the disk under a name of its own.
