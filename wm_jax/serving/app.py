@@ -45,15 +45,20 @@ def make_app(
 
     app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(Guard, config=config)
-    app.add_exception_handler(Refusal, _answer_refusal)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
+    add_manners(app, config)
     add_health(app, service)
     add_sessions(app, service)
     add_socket(app, service)
     add_page(app)
     return app
+
+
+def add_manners(app: FastAPI, config: ServeConfig) -> None:
+    """What every server of ours does before and after its routes: the guard, and typed refusals."""
+    app.add_middleware(Guard, config=config)
+    app.add_exception_handler(Refusal, _answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
 
 
 async def _answer_refusal(_: Request, refusal: Exception) -> Response:

@@ -21,6 +21,7 @@ from wm_jax.serving.bodies import (
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.keeper import Keeper, captured, sound
+from wm_jax.serving.limits import check_secret
 from wm_jax.serving.lobby import Lobby, Place
 from wm_jax.serving.protocol import (
     ErrorCode,
@@ -170,12 +171,10 @@ class Service:
 
     def check_bearer(self, authorization: str | None, place: Place | None = None) -> None:
         """Lets the server's secret, or the session's own token, pass; everyone where no secret is set."""
-        if self.config.auth is None:
-            return
         token = (authorization or "").removeprefix("Bearer ").encode()
-        allowed = [self.config.auth] if place is None else [self.config.auth, place.token, place.resume_token]
-        if not any(hmac.compare_digest(token, known.encode()) for known in allowed):
-            raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
+        own = [] if place is None else [place.token, place.resume_token]
+        if not any(hmac.compare_digest(token, known.encode()) for known in own):
+            check_secret(self.config, authorization)
 
 
 def _keeper(config: ServeConfig, world: Playable[Any], params: Params, scenes: int, batcher: Batcher) -> Keeper | None:

@@ -1,0 +1,333 @@
+"""The one address of many servers: seats each player on a replica, finds sessions again, and hands REST calls to their replica.
+
+Frames never pass here: a ticket's `ws_url` is the replica's own.
+"""
+
+import importlib.metadata
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import jax
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from wm_jax.scale.directory import Address, Replica, Whereabouts
+from wm_jax.serving.app import add_manners
+from wm_jax.serving.bodies import Readiness, SessionTicket, Version
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.limits import check_secret
+from wm_jax.serving.protocol import ErrorCode, Refusal
+from wm_jax.serving.routes import Bearer, add_page
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 2.0
+ANSWER_S = 60.0
+FULL = 503
+
+Ask = Callable[..., Awaitable[Any]]
+"""Asks the directory: the name of its method, then the arguments."""
+
+
+class Counts:
+    """What the gateway did so far."""
+
+    def __init__(self) -> None:
+        self.created = 0
+        self.resumed = 0
+        self.taken_up = 0
+        self.refused = 0
+        self.unreachable = 0
+
+
+class Gateway:
+    """Finds the replica for a request and hands it over."""
+
+    def __init__(self, config: ServeConfig, ask: Ask, media_url: str | None = None) -> None:
+        self.config = config
+        self.counts = Counts()
+        self._ask = ask
+        self._media_url = media_url
+        self._http: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keeps connections to the replicas while the gateway is up."""
+        timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
+        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as self._http:
+            yield
+
+    async def create(self, request: Request) -> Response:
+        """Seats a new session on the replica with most room; where that has none any more, on the next one.
+
+        Raises:
+          Refusal: no replica is ready.
+        """
+        answer = await self._seat(request, "/v1/sessions")
+        self.counts.created += answer.status_code == 201
+        return answer
+
+    async def resume(self, request: Request, session_id: str) -> Response:
+        """Tells where a session is: where it was, or on a replica that takes it up from the disk.
+
+        Raises:
+          Refusal: its replica is about to let it go, or no replica is ready.
+        """
+        path = f"/v1/sessions/{session_id}/resume"
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.is_leaving:
+            text = f"session {session_id} is being written by a server that is about to stop; come again"
+            raise Refusal(ErrorCode.DRAINING, text, retry_after_ms=500)
+        if found is not None and found.address is not None:
+            answer = await self._hand_over(found.address, request, path)
+            if answer is not None and answer.status_code != 404:
+                self.counts.resumed += answer.status_code == 200
+                return answer
+        answer = await self._seat(request, path)
+        self.counts.taken_up += answer.status_code == 200
+        return answer
+
+    async def forward(self, request: Request, session_id: str) -> Response:
+        """Hands a request about a session to its replica.
+
+        Raises:
+          Refusal: no replica has it.
+        """
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.address is not None:
+            answer = await self._hand_over(found.address, request, request.url.path)
+            if answer is not None:
+                return answer
+        text = (
+            "no such session, or its server is gone: POST /v1/sessions/{id}/resume with its resume token brings it back"
+        )
+        raise Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id")
+
+    async def anywhere(self, request: Request) -> Response:
+        """Hands a request over that every replica answers alike.
+
+        Raises:
+          Refusal: no replica is ready.
+        """
+        for known in await self.replicas():
+            if known.beat.load.is_ready and not known.is_lost:
+                address = Address(known.beat.replica, known.beat.url)
+                answer = await self._hand_over(address, request, request.url.path)
+                if answer is not None:
+                    return answer
+        raise _none_ready()
+
+    async def replicas(self) -> list[Replica]:
+        """Every replica that has its lease."""
+        return await self._ask("replicas")
+
+    async def sessions(self) -> int:
+        """How many sessions are known."""
+        return len(await self._ask("sessions"))
+
+    # ---- inside
+
+    async def _seat(self, request: Request, path: str) -> Response:
+        """Asks one replica after the other until one has room."""
+        tried: list[str] = []
+        refused: Response | None = None
+        while (address := await self._ask("place", tuple(tried))) is not None:
+            tried.append(address.replica)
+            answer = await self._hand_over(address, request, path)
+            if answer is None:
+                continue
+            if answer.status_code != FULL:
+                return answer
+            refused = answer
+        self.counts.refused += 1
+        if refused is not None:
+            return refused
+        raise _none_ready()
+
+    async def _hand_over(self, address: Address, request: Request, path: str) -> Response | None:
+        """The replica's answer; None: it cannot be reached."""
+        assert self._http is not None, "the gateway is running"
+        headers = {name: request.headers[name] for name in ("authorization", "content-type") if name in request.headers}
+        body = await request.body()
+        query = f"?{request.url.query}" if request.url.query else ""
+        try:
+            async with self._http.request(
+                request.method, f"{address.url}{path}{query}", data=body or None, headers=headers
+            ) as answer:
+                content = await answer.read()
+                status, found = answer.status, answer.headers
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            log.warning("replica %s at %s does not answer: %s", address.replica, address.url, error)
+            self.counts.unreachable += 1
+            await self._ask("lost", address.replica)
+            return None
+        if status in (200, 201) and path.startswith("/v1/sessions"):
+            content = await self._seated(address, content)
+        kept = {
+            name: found[name]
+            for name in ("Content-Type", "Content-Disposition", "Location", "Retry-After")
+            if name in found
+        }
+        return Response(content, status, kept)
+
+    async def _seated(self, address: Address, content: bytes) -> bytes:
+        """Enters a new ticket's session into the directory, and its socket's address as players reach it."""
+        try:
+            told = json.loads(content)
+            ticket = SessionTicket.model_validate(told)
+        except ValueError:
+            return content  # another answer than a ticket
+        await self._ask("own", ticket.session_id, address.replica)
+        if self._media_url is None:
+            return content
+        replica = urlsplit(address.url)
+        base = self._media_url.replace("{host}", replica.hostname or "").replace("{port}", str(replica.port))
+        return json.dumps({**told, "ws_url": base.rstrip("/") + urlsplit(ticket.ws_url).path}).encode()
+
+
+class Standing(Collector):
+    """How the cluster stands, for Prometheus; what happens on a replica is told by the replica."""
+
+    def __init__(self, replicas: list[Replica], sessions: int, counts: Counts) -> None:
+        self._loads = [known.beat.load for known in replicas]
+        self._sessions = sessions
+        self._counts = counts
+
+    def collect(self) -> list[Metric]:
+        """Gauges of all replicas together, counters of this gateway."""
+        loads, counts = self._loads, self._counts
+        gauges = {
+            "replicas": ("Replicas that have their lease", len(loads)),
+            "replicas_ready": (
+                "Replicas that take players",
+                sum(load.is_ready and not load.is_draining for load in loads),
+            ),
+            "slots": ("Slots of all replicas", sum(load.slots for load in loads)),
+            "slots_free": ("Slots nobody sits in", sum(load.free_slots for load in loads)),
+            "sessions": ("Sessions that are known", self._sessions),
+        }
+        counters = {
+            "created": ("Sessions that were seated", counts.created),
+            "resumed": ("Sessions that were found where they were", counts.resumed),
+            "taken_up": ("Sessions that another replica took up from the disk", counts.taken_up),
+            "refused": ("Players for whom no replica had room", counts.refused),
+            "unreachable": ("Calls that a replica did not answer", counts.unreachable),
+        }
+        told: list[Metric] = [GaugeMetricFamily(f"wm_cluster_{name}", *meaning) for name, meaning in gauges.items()]
+        return told + [CounterMetricFamily(f"wm_gateway_{name}", *meaning) for name, meaning in counters.items()]
+
+
+def make_gateway(config: ServeConfig, ask: Ask, media_url: str | None = None) -> FastAPI:
+    """The gateway as an ASGI application."""
+    gateway = Gateway(config, ask, media_url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    app = FastAPI(title="wm_jax gateway", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    add_manners(app, config)
+    _add_health(app, gateway)
+    _add_sessions(app, gateway)
+    add_page(app)
+    return app
+
+
+def _add_health(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """The gateway is alive; with how many replicas report to it."""
+        return {"status": "ok", "replicas": len(await gateway.replicas())}
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> Readiness:  # pyright: ignore[reportUnusedFunction]
+        """200 while any replica takes players."""
+        known = await gateway.replicas()
+        ready = sum(one.beat.load.is_ready and not one.beat.load.is_draining for one in known)
+        response.status_code = 200 if ready else 503
+        stage = f"{ready} of {len(known)} replicas"
+        return Readiness(
+            ready=ready > 0, status="ready" if ready else "starting", stage=stage, progress=ready / max(len(known), 1)
+        )
+
+    @app.get("/v1/version")
+    async def version() -> Version:  # pyright: ignore[reportUnusedFunction]
+        """What runs here."""
+        return Version(wm_jax=importlib.metadata.version("wm_jax"), jax=jax.__version__)
+
+    @app.get("/v1/replicas")
+    async def replicas(authorization: Bearer = None) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """Every replica as its last beat told; with `--auth` it needs the secret as its bearer token."""
+        check_secret(gateway.config, authorization)
+        return {"replicas": [_shown(known) for known in await gateway.replicas()]}
+
+    @app.get("/metrics")
+    async def metrics(authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """The cluster, for Prometheus; with `--auth` it needs the secret as its bearer token."""
+        check_secret(gateway.config, authorization)
+        registry = CollectorRegistry()
+        registry.register(Standing(await gateway.replicas(), await gateway.sessions(), gateway.counts))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.get("/metrics/targets")
+    async def targets(authorization: Bearer = None) -> list[dict[str, Any]]:  # pyright: ignore[reportUnusedFunction]
+        """The replicas' own `/metrics`, as Prometheus' http_sd_configs reads them."""
+        check_secret(gateway.config, authorization)
+        known = [one.beat for one in await gateway.replicas()]
+        return [{"targets": [urlsplit(beat.url).netloc], "labels": {"wm_replica": beat.replica}} for beat in known]
+
+
+def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/v1/sessions", status_code=201, response_model=SessionTicket)
+    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """A seat, and where to connect: straight to the replica."""
+        return await gateway.create(request)
+
+    @app.post("/v1/sessions/{session_id}/resume", response_model=SessionTicket)
+    async def resume(request: Request, session_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Where to connect again, for the bearer of the session's resume token."""
+        return await gateway.resume(request, session_id)
+
+    async def forward(request: Request, session_id: str) -> Response:
+        return await gateway.forward(request, session_id)
+
+    for path in ("/v1/sessions/{session_id}", "/v1/sessions/{session_id}/{rest:path}"):
+        app.add_api_route(path, forward, methods=["GET", "POST", "PATCH", "DELETE"], include_in_schema=False)
+
+    async def anywhere(request: Request) -> Response:
+        return await gateway.anywhere(request)
+
+    app.add_api_route("/v1/models", anywhere, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/v1/models/{model_id}", anywhere, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/v1/tokens", anywhere, methods=["POST"], include_in_schema=False)
+
+
+def _shown(known: Replica) -> dict[str, Any]:
+    beat, load = known.beat, known.beat.load
+    return {
+        "replica": beat.replica,
+        "url": beat.url,
+        "node": beat.node,
+        "pid": beat.pid,
+        "sessions": len(beat.epochs),
+        "slots": load.slots,
+        "slots_free": load.free_slots,
+        "fps": load.fps,
+        "missed_ticks": load.missed,
+        "ready": load.is_ready,
+        "draining": load.is_draining or known.must_drain,
+    }
+
+
+def _none_ready() -> Refusal:
+    text = "no server is ready to take a player: they are starting, stopping, or gone; /readyz says when one is"
+    return Refusal(ErrorCode.FULL, text, retry_after_ms=5_000)
