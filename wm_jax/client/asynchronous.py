@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from wm_jax.rest import ServerError, request
+from wm_jax.rest import ServerError, come_back, request, socket_url
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
 
@@ -26,6 +26,7 @@ class Client:
       created: The first message, `session.created`.
     """
 
+    url: str
     socket: ClientConnection
     created: dict[str, Any]
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
@@ -49,6 +50,18 @@ class Client:
         header, payloads = unpack_frames(data)
         await self.send("frame.ack", seq=header.seq)
         return header, [decode(header, payload) for payload in payloads]
+
+    async def resume(self, patience_s: float = 30.0) -> dict[str, Any]:
+        """Comes back after the connection was lost, wherever the session is now; the new `session.created`.
+
+        Raises:
+          ServerError: the session is gone, or nobody took it up within that time.
+        """
+        await self.socket.close()
+        known = self.created["session"]["id"], self.created["resume_token"]
+        ticket = await asyncio.to_thread(come_back, self.url, *known, patience_s)
+        self.socket, self.created = await _connected(self.url, ticket)
+        return self.created
 
     async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
         """Frames as they come."""
@@ -77,15 +90,25 @@ async def open_session(url: str, auth: str | None = None, **body: Any) -> AsyncI
     """
 
     ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", body, auth)
-    protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + ticket["token"])]
     try:
-        async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as socket:
-            first = json.loads(await socket.recv())
-            if first["type"] != "session.created":
-                raise ServerError(f"{first.get('code')}: {first.get('message')}")
-            yield Client(socket, first)
+        client = Client(url, *await _connected(url, ticket))
+        try:
+            yield client
+        finally:
+            await client.socket.close()
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):
             token = auth or ticket["token"]
             await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
+
+
+async def _connected(url: str, ticket: dict[str, Any]) -> tuple[ClientConnection, dict[str, Any]]:
+    """The socket of a ticket, and the first message that came over it."""
+    protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + ticket["token"])]
+    socket = await connect(socket_url(url, ticket), subprotocols=protocols, max_size=None, compression=None)
+    first = json.loads(await socket.recv())
+    if first["type"] != "session.created":
+        await socket.close()
+        raise ServerError(f"{first.get('code')}: {first.get('message')}")
+    return socket, first

@@ -43,12 +43,13 @@ class SlotPolicy:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas, and nothing to remember."""
         import ray
+        from ray.exceptions import RayError
 
         from wm_jax.scale.cluster import directory
 
         target: int = context.target_num_replicas
         try:
             known = ray.get(directory(self._lease_s).replicas.remote(), timeout=ASK_S)
-        except ray.exceptions.RayError:
+        except RayError:
             return target, {}  # what is not known changes nothing
         return wanted(known, target, self._spare_slots), {}

@@ -1,7 +1,10 @@
 """The cluster on Ray: what Ray Serve supervises, places, counts and updates. The only file that knows Ray's names."""
 
+import contextlib
 import dataclasses
+import logging
 import os
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -50,8 +53,9 @@ class Engine:
         node = ray.util.get_node_ip_address()
         host = scale.media_host or ("127.0.0.1" if is_loopback(server.host) else node)
         self._directory = directory(scale.lease_s)
+        self._name = name
         self._answer_s = scale.lease_s / 3
-        self._replica = Replica(choice, server, scale, name, node, host, self._beat)
+        self._replica = Replica(choice, server, scale, name, node, host, self._beat, self._leave)
         self._replica.start()
 
     def check_health(self) -> None:
@@ -60,20 +64,26 @@ class Engine:
 
     def __del__(self) -> None:
         """Ray Serve calls this before it ends a replica: in a rolling update, when there are too many, when all stop."""
-        import ray
-
         replica = self.__dict__.pop("_replica", None)
         if replica is not None:
             replica.stop()
-            ray.get(self._directory.leave.remote(replica.name), timeout=self._answer_s)
 
     def _beat(self, beat: Beat) -> Orders:
         import ray
+        from ray.exceptions import RayError
 
         try:
             return ray.get(self._directory.beat.remote(beat), timeout=self._answer_s)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise DirectoryLost(str(error).splitlines()[0]) from None
+
+    def _leave(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        # Where the directory is gone as well, the end of the lease says the same.
+        with contextlib.suppress(RayError):
+            ray.get(self._directory.leave.remote(self._name), timeout=self._answer_s)
 
 
 def directory(lease_s: float) -> Any:
@@ -167,12 +177,12 @@ def start(server: ServeConfig, scale: ScaleConfig) -> None:
             include_dashboard=False,
             object_store_memory=scale.ray_memory_mb * 1_000_000,
             namespace=NAME,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             log_to_driver=False,
             _node_ip_address="127.0.0.1" if is_loopback(server.host) else None,
         )
     else:
-        ray.init(address=scale.address, namespace=NAME, logging_level="warning", log_to_driver=False)
+        ray.init(address=scale.address, namespace=NAME, logging_level=logging.WARNING, log_to_driver=False)
     serve.start(proxy_location="HeadOnly", http_options={"host": server.host, "port": server.port})
 
 
@@ -208,11 +218,9 @@ def drain(target: str | None, address: str, patience_s: float) -> list[str]:
       ConnectionError: no cluster answers at that address.
       TimeoutError: they are still there after that time.
     """
-    import time
-
     import ray
 
-    ray.init(address=address, namespace=NAME, logging_level="warning", log_to_driver=False)
+    ray.init(address=address, namespace=NAME, logging_level=logging.WARNING, log_to_driver=False)
     known = ray.get_actor(DIRECTORY, namespace=NAME)
     named: list[str] = ray.get(known.drain.remote(target or ray.util.get_node_ip_address()))
     until = time.monotonic() + patience_s

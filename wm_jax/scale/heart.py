@@ -56,7 +56,8 @@ class Heart:
     def stop(self) -> None:
         """Beats no more."""
         self._stopped.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._stopped.is_set():

@@ -31,11 +31,12 @@ class Replica:
       node: Name of the machine, for `drain`.
       host: By which players and the gateway reach it.
       beat: As `Heart` wants it.
+      leave: Told once, after the last session was let go.
     """
 
     def __init__(
         self, choice: Choice, server: ServeConfig, scale: ScaleConfig, name: str, node: str, host: str,
-        beat: Callable[[Beat], Orders],
+        beat: Callable[[Beat], Orders], leave: Callable[[], None],
     ) -> None:  # fmt: skip
         config = replica_config(server, scale)
         use_compile_cache(compile_cache_dir(config))
@@ -47,7 +48,8 @@ class Replica:
         self._server = make_server(config, app)
         self._socket = _listen(config)
         self.url = f"http://{host}:{self._socket.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="server")
+        self._thread = threading.Thread(target=self._serve, name="server")
+        self._leave = leave
         identity = (name, self.url, node, os.getpid())
         self._heart = Heart(identity, self._service, beat, self._begin_to_drain, scale.beat_s, scale.lease_s)
 
@@ -82,8 +84,15 @@ class Replica:
         if self._thread.is_alive():
             self._begin_to_drain()
             self._thread.join(self._service.config.drain_s + SAVE_S)
-        self._heart.stop()
-        self._socket.close()
+
+    def _serve(self) -> None:
+        """Until it is told to stop; the heart ends first, so that no late beat brings back who has left."""
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+            self._heart.stop()
+            self._leave()
 
     def _begin_to_drain(self) -> None:
         loop = self._service.loop
