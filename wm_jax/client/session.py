@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_socket
 from websockets.typing import Subprotocol
@@ -119,9 +119,16 @@ class Session:
           ServerError: the session is gone, or nobody took it up within that time.
         """
         self._open.close()
-        ticket = come_back(self._url, self.id, self.resume_token, patience_s)
-        self._connect(ticket)
-        return self.frame_id
+        until = time.monotonic() + patience_s
+        while True:
+            ticket = come_back(self._url, self.id, self.resume_token, until - time.monotonic())
+            try:
+                self._connect(ticket)
+                return self.frame_id
+            except (OSError, WebSocketException):  # that server is gone as well
+                self._open.close()
+                if time.monotonic() > until:
+                    raise
 
     def close(self, keep: bool = False) -> None:
         """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""

@@ -3,7 +3,7 @@
     python -m wm_jax.scale worlds/coinrun --replicas 2 --slots 4 --snapshots sessions     then open http://127.0.0.1:8000
     python -m wm_jax.scale worlds/coinrun --replicas 4 --num-gpus 1                        a GPU each
     python -m wm_jax.scale worlds/coinrun --replicas 2 --max-replicas 8 --spare-slots 4    more where slots run out
-    python -m wm_jax.scale worlds/coinrun --address auto --host 0.0.0.0 --auth SECRET      on a Ray cluster that runs already
+    python -m wm_jax.scale worlds/coinrun --address auto                      on a Ray cluster that runs already
     kill -HUP PID                                       replaces replica after replica: new weights, nobody loses a world
     python -m wm_jax.scale.drain                        lets the players of this machine go, before it is switched off
 

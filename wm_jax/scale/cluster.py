@@ -11,7 +11,7 @@ from typing import Any
 
 import wm_jax
 from wm_jax.ports.published import Published
-from wm_jax.scale.config import ScaleConfig, ScaleError
+from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
 from wm_jax.scale.directory import Beat, Directory, Orders
 from wm_jax.scale.heart import DirectoryLost
 from wm_jax.scale.replica import SAVE_S, Replica
@@ -109,6 +109,7 @@ def application(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> Any:
 
         return make_gateway(server, ask, scale.media_url)
 
+    replica_config(server, scale)  # refuses here, not in a replica that would be started again and again
     environment = {"env_vars": _environment()}
     gateway = serve.deployment(
         serve.ingress(build)(),
@@ -136,10 +137,12 @@ def application(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> Any:
 def build(args: dict[str, Any]) -> Any:
     """The same for a RayService of Kubernetes: `import_path: wm_jax.scale.cluster:build`, and settings under `args`.
 
+    The secret may come from the environment, as WM_JAX_AUTH, so that it does not stand in a manifest.
+
     Raises:
       ScaleError: `world` is missing, or there is no such setting.
     """
-    given = dict(args)
+    given = {"auth": os.environ.get("WM_JAX_AUTH"), **args}
     if "world" not in given:
         raise ScaleError("args of the RayService has no `world`: the folder of the world to serve")
     parts: dict[type[Any], dict[str, Any]] = {ServeConfig: {}, ScaleConfig: {}, Choice: {}}
@@ -240,7 +243,8 @@ def _count(scale: ScaleConfig) -> dict[str, Any]:
         "policy_kwargs": {"spare_slots": scale.spare_slots, "lease_s": scale.lease_s},
     }
     limits = {"min_replicas": scale.replicas, "max_replicas": scale.max_replicas, "initial_replicas": scale.replicas}
-    return {"autoscaling_config": {**limits, "policy": policy}}
+    delays = {"upscale_delay_s": scale.up_s, "downscale_delay_s": scale.down_s}
+    return {"autoscaling_config": {**limits, **delays, "policy": policy}}
 
 
 def _environment() -> dict[str, str]:

@@ -18,6 +18,8 @@ class ScaleConfig:
       replicas: Servers of this world; each has a device, or a slice of them, and `slots` players.
       max_replicas: More of them where players find too few free slots; None: never more than `replicas`.
       spare_slots: Free slots there should always be, for the next player; what `max_replicas` is used for.
+      up_s: Seconds for which more replicas must be wanted until there are more.
+      down_s: Seconds for which fewer must be enough until one goes.
       address: An existing Ray cluster ("auto", "ray://head:10001"); None: start one on this machine.
       num_cpus: CPUs that Ray counts for one replica.
       num_gpus: GPUs that Ray counts for one replica.
@@ -34,6 +36,8 @@ class ScaleConfig:
     replicas: int = 2
     max_replicas: int | None = None
     spare_slots: int = 1
+    up_s: float = 5.0
+    down_s: float = 300.0
     address: str | None = None
     num_cpus: float = 1.0
     num_gpus: float = 0.0
@@ -80,7 +84,16 @@ class ScaleConfig:
 
 
 def replica_config(server: ServeConfig, scale: ScaleConfig) -> ServeConfig:
-    """How one server of many is served: on a port of its own, for pages that came from the gateway."""
+    """How one server of many is served: on a port of its own, for pages that came from the gateway.
+
+    Raises:
+      ScaleError: players reach the gateway by a name that nobody told.
+    """
+    if server.resume_url is None and not is_loopback(server.host):
+        raise ScaleError(
+            f"host {server.host} says where the gateway listens, not what players call it: pass --resume-url https://..., "
+            "the address they type"
+        )
     base = server.resume_url or f"http://{server.host}:{server.port}"
     own = [f"http://{name}:{server.port}" for name in ("127.0.0.1", "localhost")] if is_loopback(server.host) else []
     origins = dict.fromkeys([*server.allow_origins, base.rstrip("/"), *own])
