@@ -69,11 +69,11 @@ def run(args: ScaleArgs, console: Console) -> None:
     choice = Choice(args.world, args.device, args.prompt, args.published)
     choice = dataclasses.replace(choice, world=_absolute(args.world))
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    cluster.start(args.server, args.scale)
-    # After Ray's own handlers are set.
-    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(kind, lambda number, _: signals.put(number))
     try:
+        cluster.start(args.server, args.scale)
+        # After Ray's own handlers are set.
+        for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(kind, lambda number, _: signals.put(number))
         cluster.deploy(choice, args.server, args.scale)
         console.print(
             f"play it at [bold cyan]http://{args.server.host}:{args.server.port}[/]  "

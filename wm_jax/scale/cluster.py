@@ -17,6 +17,7 @@ from wm_jax.scale.heart import DirectoryLost
 from wm_jax.scale.replica import SAVE_S, Replica
 from wm_jax.serving.choice import Choice
 from wm_jax.serving.config import ServeConfig, is_loopback
+from wm_jax.serving.server import bind
 
 # Ray counts its users over the network unless it is told not to; it reads this where it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -168,13 +169,14 @@ def start(server: ServeConfig, scale: ScaleConfig) -> None:
     """Starts a cluster on this machine, or joins the one that is named, and has Ray Serve listen on the gateway's address.
 
     Raises:
-      ConnectionError: no cluster answers at that address.
+      OSError: the address is taken or not this machine's, or no cluster answers at that address.
     """
     import ray
     from ray import serve
 
     os.environ.update(_environment())
     if scale.address is None:
+        bind(server).close()  # refuses a taken address in our own words, before a cluster is started for it
         ray.init(
             num_cpus=scale.ray_cpus,
             include_dashboard=False,
@@ -205,6 +207,8 @@ def stop(scale: ScaleConfig) -> None:
     import ray
     from ray import serve
 
+    if not ray.is_initialized():
+        return  # it never came so far
     if scale.address is None:
         serve.shutdown()
         ray.shutdown()
