@@ -191,6 +191,8 @@ def test_pages_that_come_from_the_gateway_may_play_on_a_replica():
     assert local.allow_origins == ("http://127.0.0.1:8123", "http://localhost:8123")
     public = ServeConfig(host="0.0.0.0", auth="x", resume_url="https://play.example/", allow_origins=("https://other",))
     far = replica_config(public, ScaleConfig(media_port=9000))
+    with pytest.raises(ScaleError, match="pass --port"):
+        replica_config(ServeConfig(port=0), ScaleConfig())
     with pytest.raises(ScaleError, match="--resume-url"):
         replica_config(ServeConfig(host="0.0.0.0", auth="x"), ScaleConfig())
     assert (far.port, far.allow_origins) == (9000, ("https://other", "https://play.example"))

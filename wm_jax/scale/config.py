@@ -94,6 +94,8 @@ def replica_config(server: ServeConfig, scale: ScaleConfig) -> ServeConfig:
             f"host {server.host} says where the gateway listens, not what players call it: pass --resume-url https://..., "
             "the address they type"
         )
+    if server.port == 0:
+        raise ScaleError("port is 0; players must know where the gateway is: pass --port, as 8000")
     base = server.resume_url or f"http://{server.host}:{server.port}"
     own = [f"http://{name}:{server.port}" for name in ("127.0.0.1", "localhost")] if is_loopback(server.host) else []
     origins = dict.fromkeys([*server.allow_origins, base.rstrip("/"), *own])
