@@ -61,7 +61,9 @@ class Cluster:
     def replica(self, **settings: Any) -> Iterator[str]:
         """One server more, with its heart."""
         name = f"replica-{next(NAMES)}"
-        usual = dict(snapshots=str(self.folder), snapshot_every_s=600.0, resume_url="http://gate", drain_s=0.2)
+        usual = dict(
+            snapshots=str(self.folder), snapshot_every_s=600.0, resume_url="http://gate", allow_origins=(self.url,)
+        )
         with serving(*wm.tiny_world(0), tiny_prompts(), **{**usual, **settings}) as server:
             identity = (name, server.url, "here", 1)
             heart = Heart(identity, server.service, self.beat, server.stop, beat_s=0.05, lease_s=LEASE_S)
@@ -307,6 +309,30 @@ def test_a_player_is_told_where_to_come_back_to_and_asyncio_does(cluster, pair):
             assert again["session"]["id"] == first and again["session"]["resumed_at"] == 2
 
     asyncio.run(play())
+
+
+@pytest.mark.browser
+def test_the_page_plays_on_another_server_when_its_own_is_drained(cluster, pair, browser):
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    with cluster.replica() as third:
+        # Only there is room: so the page is seated there.
+        for name in pair:
+            for _ in range(2):
+                cluster.servers[name].create(**STEPPED)
+        wait_until(lambda: sum(one.beat.load.free_slots for one in cluster.tell("replicas")) == 2)
+        page.goto(cluster.url)
+        page.wait_for_function("window.__wm?.frames > 10")
+        (session_id,) = cluster.servers[third].service.lobby.epochs()
+        for name in pair:
+            for other in list(cluster.servers[name].service.lobby.epochs()):
+                cluster.http.delete(f"{cluster.servers[name].url}/v1/sessions/{other}")
+        shown = page.evaluate("window.__wm.frames")
+        cluster.tell("drain", third)
+        wait_until(lambda: cluster.owner(session_id) in pair)
+        page.wait_for_function(f"window.__wm.frames > {shown + 20}")
+        assert cluster.servers[cluster.owner(session_id)].service.lobby.epochs() == {session_id: 1}
+    page.close()
 
 
 def test_go_away_names_the_place_to_come_back_to(cluster):
