@@ -178,6 +178,7 @@ def test_where_all_are_too_slow_there_is_one_more(directory, clock):
         ({"resources": '{"TPU": "4"}'}, "JSON object"),
         ({"media_port": 65_500}, "hundred ports"),
         ({"media_url": "play.example"}, "ws://"),
+        ({"media_url": "wss://play.example", "is_proxied": True}, "choose one"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused(setting, text):

@@ -22,6 +22,7 @@ import wm_jax as wm
 from tests.serving.conftest import Server, Talk, serving, tiny_prompts
 from wm_jax.client import ServerError, connect, open_session
 from wm_jax.rest import socket_url
+from wm_jax.scale.config import ScaleConfig
 from wm_jax.scale.directory import Directory
 from wm_jax.scale.gateway import make_gateway
 from wm_jax.scale.heart import DirectoryLost, Heart
@@ -101,10 +102,10 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 @contextlib.contextmanager
 def gateway(cluster: Cluster, **settings: Any) -> Iterator[str]:
     """A gateway that listens, before these servers."""
-    media_url = settings.pop("media_url", None)
+    scale = ScaleConfig(**{name: settings.pop(name) for name in ("media_url", "is_proxied") if name in settings})
     config = ServeConfig(port=0, **settings)
     with bind(config) as sock:
-        app = make_gateway(config, cluster.ask, media_url)
+        app = make_gateway(config, cluster.ask, scale)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
@@ -385,6 +386,33 @@ def test_behind_a_proxy_sockets_have_the_address_that_players_see(cluster, pair)
     assert ticket["ws_url"] == f"wss://play.example/127.0.0.1/{port}/v1/sessions/{ticket['session_id']}/ws"
     assert socket_url("https://play.example", {"ws_url": "ws://play.example/x"}) == "wss://play.example/x"
     assert socket_url("https://play.example", {"ws_url": "ws://10.0.0.1:9000/x"}) == "ws://10.0.0.1:9000/x"
+
+
+def test_through_one_port_a_player_sees_the_same_frames_and_close_codes(cluster, pair):
+    with gateway(cluster, is_proxied=True) as proxied:
+        ticket = cluster.http.post(f"{proxied}/v1/sessions", json=STEPPED).json()
+        assert ticket["ws_url"].startswith(proxied.replace("http", "ws"))
+        name = cluster.owner(ticket["session_id"])
+        with playing(ticket) as talk:
+            token = talk.wait_for("session.created")["resume_token"]
+            frames = steps(talk, 3, 1)
+        address = ticket["ws_url"].replace(proxied[7:], cluster.servers[name].url[7:])
+        with playing({**ticket, "ws_url": address, "token": token}) as talk:
+            assert steps(talk, 3, 1) == frames
+        with playing({**ticket, "token": token}) as talk:
+            talk.wait_for("session.created")
+            cluster.http.delete(f"{proxied}/v1/sessions/{ticket['session_id']}")
+            assert talk.wait_for("session.ended")["reason"] == "deleted"
+            with pytest.raises(ConnectionClosed) as closed:
+                talk.wait_for("nothing")
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000
+        wait_until(lambda: cluster.tell("find", ticket["session_id"]) is None)
+        with playing(ticket) as talk:
+            assert talk.wait_for("error")["code"] == "unknown_session"
+        protocols = [Subprotocol("wm.v1"), Subprotocol("wm.auth.x")]
+        origin: Any = "https://evil.example"
+        with connect_socket(ticket["ws_url"], subprotocols=protocols, origin=origin) as socket:
+            assert Talk(socket).wait_for("error")["code"] == "forbidden_origin"
 
 
 def test_where_no_server_is_the_gateway_says_so(tmp_path):

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,13 @@ from wm_jax.scale.heart import DirectoryLost
 from wm_jax.scale.replica import SAVE_S, Replica
 from wm_jax.serving.choice import Choice
 from wm_jax.serving.config import ServeConfig, is_loopback
+from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.server import bind
 
 # Ray counts its users over the network unless it is told not to; it reads this where it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+log = logging.getLogger(__name__)
 
 NAME = "wm_jax"
 DIRECTORY = "directory"
@@ -99,16 +101,22 @@ def directory(lease_s: float) -> Any:
 def application(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> Any:
     """What Ray Serve runs: a gateway, and replicas behind it."""
     from ray import serve
+    from ray.exceptions import RayError
 
     from wm_jax.scale.gateway import make_gateway
 
     def build() -> Any:
         known = directory(scale.lease_s)
 
-        def ask(method: str, *arguments: Any) -> Awaitable[Any]:
-            return getattr(known, method).remote(*arguments)
+        async def ask(method: str, *arguments: Any) -> Any:
+            try:
+                return await getattr(known, method).remote(*arguments)
+            except RayError as error:
+                log.warning("the directory does not answer: %s", error)
+                text = "the directory of sessions is being started again"
+                raise Refusal(ErrorCode.FULL, text, retry_after_ms=1_000) from None
 
-        return make_gateway(server, ask, scale.media_url)
+        return make_gateway(server, ask, scale)
 
     replica_config(server, scale)  # refuses here, not in a replica that would be started again and again
     environment = {"env_vars": _environment()}

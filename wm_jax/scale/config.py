@@ -29,6 +29,8 @@ class ScaleConfig:
       media_host: The name by which players reach a replica's machine; None: its address in the cluster.
       media_port: First TCP port of the replicas, each takes the next free one of a hundred; 0: any free one.
       media_url: Where a proxy stands between: the address of a replica's sockets, as "wss://play.example/{host}/{port}".
+      is_proxied: Sockets go through the gateway as well, for networks that let one port through; every message takes some
+        milliseconds longer, and the gateway's process carries every frame.
       beat_s: Seconds from one report of a replica to the next.
       lease_s: Seconds after which a silent replica has lost its sessions. It stops them by itself then.
     """
@@ -47,6 +49,7 @@ class ScaleConfig:
     media_host: str | None = None
     media_port: int = 0
     media_url: str | None = None
+    is_proxied: bool = False
     beat_s: float = 0.5
     lease_s: float = 5.0
 
@@ -64,6 +67,8 @@ class ScaleConfig:
             raise ScaleError(f"media_port is {self.media_port}; a hundred ports from there must be below 65536")
         if self.media_url is not None and not self.media_url.startswith(("ws://", "wss://")):
             raise ScaleError(f"media_url is {self.media_url!r}; it must begin with ws:// or wss://")
+        if self.media_url is not None and self.is_proxied:
+            raise ScaleError("media_url and is_proxied are two ways to a replica's socket: choose one")
         self.needs()
 
     def needs(self) -> dict[str, float]:

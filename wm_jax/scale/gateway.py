@@ -3,6 +3,7 @@
 Frames never pass here: a ticket's `ws_url` is the replica's own.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -13,19 +14,21 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import jax
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, WebSocket
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from wm_jax.scale.config import ScaleConfig
 from wm_jax.scale.directory import Address, Replica, Whereabouts
+from wm_jax.scale.proxy import carry
 from wm_jax.serving.app import add_manners
 from wm_jax.serving.bodies import Readiness, SessionTicket, Version
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import check_secret
-from wm_jax.serving.protocol import ErrorCode, Refusal
-from wm_jax.serving.routes import Bearer, add_page
+from wm_jax.serving.protocol import SUBPROTOCOL, ErrorCode, Refusal
+from wm_jax.serving.routes import Bearer, add_page, check_origin, turn_away
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +54,22 @@ class Counts:
 class Gateway:
     """Finds the replica for a request and hands it over."""
 
-    def __init__(self, config: ServeConfig, ask: Ask, media_url: str | None = None) -> None:
+    def __init__(self, config: ServeConfig, ask: Ask, scale: ScaleConfig) -> None:
         self.config = config
         self.counts = Counts()
         self._ask = ask
-        self._media_url = media_url
+        self._scale = scale
         self._http: aiohttp.ClientSession | None = None
+        self._sockets: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keeps connections to the replicas while the gateway is up."""
         timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
-        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as self._http:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as self._http,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=CONNECT_S)) as self._sockets,
+        ):
             yield
 
     async def create(self, request: Request) -> Response:
@@ -106,10 +113,23 @@ class Gateway:
             answer = await self._hand_over(found.address, request, request.url.path)
             if answer is not None:
                 return answer
-        text = (
-            "no such session, or its server is gone: POST /v1/sessions/{id}/resume with its resume token brings it back"
-        )
-        raise Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id")
+        raise _gone()
+
+    async def carry(self, websocket: WebSocket, session_id: str) -> None:
+        """Hands a socket over to the session's replica.
+
+        Raises:
+          Refusal: a foreign page's, or no replica has the session.
+        """
+        check_origin(websocket, self.config)
+        assert self._sockets is not None, "the gateway is running"
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.address is not None:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                await carry(websocket, self._sockets, f"{found.address.url}{websocket.url.path}")
+                return
+            await self._ask("lost", found.address.replica)
+        raise _gone()
 
     async def anywhere(self, request: Request) -> Response:
         """Hands a request over that every replica answers alike.
@@ -170,7 +190,7 @@ class Gateway:
             await self._ask("lost", address.replica)
             return None
         if status in (200, 201) and path.startswith("/v1/sessions"):
-            content = await self._seated(address, content)
+            content = await self._seated(address, request, content)
         kept = {
             name: found[name]
             for name in ("Content-Type", "Content-Disposition", "Location", "Retry-After")
@@ -178,7 +198,7 @@ class Gateway:
         }
         return Response(content, status, kept)
 
-    async def _seated(self, address: Address, content: bytes) -> bytes:
+    async def _seated(self, address: Address, request: Request, content: bytes) -> bytes:
         """Enters a new ticket's session into the directory, and its socket's address as players reach it."""
         try:
             told = json.loads(content)
@@ -186,11 +206,19 @@ class Gateway:
         except ValueError:
             return content  # another answer than a ticket
         await self._ask("own", ticket.session_id, address.replica)
-        if self._media_url is None:
+        base = self._media_base(address, request)
+        if base is None:
             return content
-        replica = urlsplit(address.url)
-        base = self._media_url.replace("{host}", replica.hostname or "").replace("{port}", str(replica.port))
         return json.dumps({**told, "ws_url": base.rstrip("/") + urlsplit(ticket.ws_url).path}).encode()
+
+    def _media_base(self, address: Address, request: Request) -> str | None:
+        """What stands before a socket's path as players reach it; None: the replica's own address."""
+        if self._scale.is_proxied:
+            return f"{'wss' if request.url.scheme == 'https' else 'ws'}://{request.url.netloc}"
+        if self._scale.media_url is None:
+            return None
+        replica = urlsplit(address.url)
+        return self._scale.media_url.replace("{host}", replica.hostname or "").replace("{port}", str(replica.port))
 
 
 class Standing(Collector):
@@ -225,9 +253,9 @@ class Standing(Collector):
         return told + [CounterMetricFamily(f"wm_gateway_{name}", *meaning) for name, meaning in counters.items()]
 
 
-def make_gateway(config: ServeConfig, ask: Ask, media_url: str | None = None) -> FastAPI:
+def make_gateway(config: ServeConfig, ask: Ask, scale: ScaleConfig) -> FastAPI:
     """The gateway as an ASGI application."""
-    gateway = Gateway(config, ask, media_url)
+    gateway = Gateway(config, ask, scale)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -238,6 +266,8 @@ def make_gateway(config: ServeConfig, ask: Ask, media_url: str | None = None) ->
     add_manners(app, config)
     _add_health(app, gateway)
     _add_sessions(app, gateway)
+    if scale.is_proxied:
+        _add_socket(app, gateway)
     add_page(app)
     return app
 
@@ -311,6 +341,16 @@ def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
     app.add_api_route("/v1/tokens", anywhere, methods=["POST"], include_in_schema=False)
 
 
+def _add_socket(app: FastAPI, gateway: Gateway) -> None:
+    @app.websocket("/v1/sessions/{session_id}/ws")
+    async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
+        try:
+            await gateway.carry(websocket, session_id)
+        except Refusal as refusal:
+            await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", []) else None)
+            await turn_away(websocket, refusal)
+
+
 def _shown(known: Replica) -> dict[str, Any]:
     beat, load = known.beat, known.beat.load
     return {
@@ -326,6 +366,11 @@ def _shown(known: Replica) -> dict[str, Any]:
         "ready": load.is_ready,
         "draining": load.is_draining or known.must_drain,
     }
+
+
+def _gone() -> Refusal:
+    text = "no such session, or its server is gone: POST /v1/sessions/{id}/resume with its resume token brings it back"
+    return Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id")
 
 
 def _none_ready() -> Refusal:

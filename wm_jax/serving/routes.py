@@ -23,6 +23,7 @@ from wm_jax.serving.bodies import (
     SessionTicket,
     Version,
 )
+from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import is_allowed_origin
 from wm_jax.serving.lobby import Place
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted, dump
@@ -174,17 +175,31 @@ def add_socket(app: FastAPI, service: Service) -> None:
             created, snapshot = service.created(place), functools.partial(service.snapshot, place)
             await Connection(service.lobby, place, websocket, created, snapshot).run()
         except Refusal as refusal:
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                await websocket.send_text(dump(error_message(refusal, fatal=True)))
-                await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+            await turn_away(websocket, refusal)
+
+
+async def turn_away(websocket: WebSocket, refusal: Refusal) -> None:
+    """Tells an open socket why it may not stay, and closes it."""
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        await websocket.send_text(dump(error_message(refusal, fatal=True)))
+        await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+
+
+def check_origin(websocket: WebSocket, config: ServeConfig) -> None:
+    """Lets our own pages pass, and whoever is no browser.
+
+    Raises:
+      Refusal: it is another site's page.
+    """
+    origin, host = websocket.headers.get("origin"), websocket.headers.get("host", "")
+    if not is_allowed_origin(origin, host, config):
+        text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
+        raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
 
 
 async def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
     """The session this socket may have, by its origin, its version and its token."""
-    origin, host = websocket.headers.get("origin"), websocket.headers.get("host", "")
-    if not is_allowed_origin(origin, host, service.config):
-        text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
-        raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
+    check_origin(websocket, service.config)
     if SUBPROTOCOL not in offered:
         spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
