@@ -36,7 +36,7 @@ class Launched:
         self.http = httpx.Client(timeout=30)
         options = {
             "replicas": 2, "slots": 2, "queue": 0, "port": port, "num-cpus": 0.1, "ray-cpus": 2, "ray-memory-mb": 100,
-            "snapshots": self.kept, "snapshot-every-s": 0.2, "lease-s": 2, "drain-s": 0.3,
+            "snapshots": self.kept, "snapshot-every-s": 0.2, "lease-s": 4, "drain-s": 0.3,
             "cache-dir": os.environ["JAX_COMPILATION_CACHE_DIR"],
         }  # fmt: skip
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
@@ -247,6 +247,22 @@ def test_killed_at_any_moment_a_session_goes_on_elsewhere_where_it_was_last_writ
     cluster.wait_until(lambda: sum(one["sessions"] for one in cluster.replicas()) == 0)
     cluster.wait_until(lambda: cluster.written(session_id) is None)
     assert sum(one["slots_free"] for one in cluster.replicas()) == 4, "nothing leaks"
+
+
+@pytest.mark.slow
+def test_a_directory_that_is_killed_comes_back_and_knows_who_plays_where(cluster, player):
+    player.play()
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(cluster.process.pid)}
+    (directory,) = [pid for pid, name in names.items() if name.startswith(b"ray::Directory")]
+    os.kill(directory, signal.SIGKILL)
+    cluster.wait_until(lambda: not is_alive(directory))
+    player.start()
+    cluster.wait_until_whole()
+    player.stop()
+    # If it took longer than a lease the session was let go and taken up again; its world is the same either way.
+    player.play()
+    assert cluster.http.get(f"{cluster.url}/v1/sessions/{player.session.id}").status_code == 200
+    player.check(alone(cluster, 7, max(player.seen) + 1))
 
 
 @pytest.mark.slow

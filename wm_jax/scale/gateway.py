@@ -64,10 +64,12 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keeps connections to the replicas while the gateway is up."""
+        """Can reach the replicas while the gateway is up."""
         timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
+        # A connection each: one that the replica closes while it is reused would look like a replica that is gone.
+        fresh = aiohttp.TCPConnector(force_close=True)
         async with (
-            aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as self._http,
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False, connector=fresh) as self._http,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=CONNECT_S)) as self._sockets,
         ):
             yield
