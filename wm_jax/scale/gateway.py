@@ -27,14 +27,18 @@ from wm_jax.serving.app import add_manners
 from wm_jax.serving.bodies import Readiness, SessionTicket, Version
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import check_secret
-from wm_jax.serving.protocol import SUBPROTOCOL, ErrorCode, Refusal
-from wm_jax.serving.routes import Bearer, add_page, check_origin, turn_away
+from wm_jax.serving.protocol import ErrorCode, Refusal
+from wm_jax.serving.routes import Bearer, accept, add_page, check_origin, turn_away
 
 log = logging.getLogger(__name__)
 
 CONNECT_S = 2.0
 ANSWER_S = 60.0
 FULL = 503
+HANDED_ON = ("authorization", "content-type", "accept", "if-match")
+"""Of a request's headers. Not its origin, which was judged here."""
+OWN = ("connection", "content-length", "date", "keep-alive", "server", "transfer-encoding")
+"""Of an answer's headers, those that are between the replica and this process."""
 
 Ask = Callable[..., Awaitable[Any]]
 """Asks the directory: the name of its method, then the arguments."""
@@ -177,7 +181,7 @@ class Gateway:
     async def _hand_over(self, address: Address, request: Request, path: str) -> Response | None:
         """The replica's answer; None: it cannot be reached."""
         assert self._http is not None, "the gateway is running"
-        headers = {name: request.headers[name] for name in ("authorization", "content-type") if name in request.headers}
+        headers = {name: request.headers[name] for name in HANDED_ON if name in request.headers}
         body = await request.body()
         query = f"?{request.url.query}" if request.url.query else ""
         try:
@@ -193,11 +197,7 @@ class Gateway:
             return None
         if status in (200, 201) and path.startswith("/v1/sessions"):
             content = await self._seated(address, request, content)
-        kept = {
-            name: found[name]
-            for name in ("Content-Type", "Content-Disposition", "Location", "Retry-After")
-            if name in found
-        }
+        kept = {name: value for name, value in found.items() if name.lower() not in OWN}
         return Response(content, status, kept)
 
     async def _seated(self, address: Address, request: Request, content: bytes) -> bytes:
@@ -209,9 +209,11 @@ class Gateway:
             return content  # another answer than a ticket
         await self._ask("own", ticket.session_id, address.replica)
         base = self._media_base(address, request)
-        if base is None:
-            return content
-        return json.dumps({**told, "ws_url": base.rstrip("/") + urlsplit(ticket.ws_url).path}).encode()
+        if base is not None:
+            told["ws_url"] = base.rstrip("/") + urlsplit(ticket.ws_url).path
+        if ticket.webrtc_url is not None:  # what is agreed on goes through the gateway, the frames do not
+            told["webrtc_url"] = f"{request.url.scheme}://{request.url.netloc}{urlsplit(ticket.webrtc_url).path}"
+        return json.dumps(told).encode()
 
     def _media_base(self, address: Address, request: Request) -> str | None:
         """What stands before a socket's path as players reach it; None: the replica's own address."""
@@ -349,8 +351,7 @@ def _add_socket(app: FastAPI, gateway: Gateway) -> None:
         try:
             await gateway.carry(websocket, session_id)
         except Refusal as refusal:
-            await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope.get("subprotocols", []) else None)
-            await turn_away(websocket, refusal)
+            await turn_away(await accept(websocket), refusal)
 
 
 def _shown(known: Replica) -> dict[str, Any]:

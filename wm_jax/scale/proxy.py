@@ -6,7 +6,7 @@ import contextlib
 import aiohttp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from wm_jax.serving.protocol import SUBPROTOCOL, CloseCode
+from wm_jax.serving.protocol import CloseCode
 
 GONE = (None, 1005, 1006)
 """Close codes that never travel: the replica ended without a word."""
@@ -20,7 +20,7 @@ async def carry(websocket: WebSocket, http: aiohttp.ClientSession, url: str) -> 
     """
     offered: list[str] = websocket.scope.get("subprotocols", [])
     async with http.ws_connect(url, protocols=offered, max_msg_size=0) as replica:
-        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        await websocket.accept(replica.protocol)
         ways = [asyncio.ensure_future(way) for way in (_up(websocket, replica), _down(replica, websocket))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
