@@ -22,7 +22,7 @@ gc.disable()  # `run` explains and enables it again
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -30,14 +30,9 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from wm_jax.config import ConfigError
-from wm_jax.ports import published
 from wm_jax.ports.published import Published
+from wm_jax.serving.choice import Choice, Opened, check_slots, open_choice
 from wm_jax.serving.config import ServeConfig, ServeConfigError, compile_cache_dir
-from wm_jax.types import Params, Prompt
-from wm_jax.world import Playable
-
-if TYPE_CHECKING:
-    from wm_jax.export.artifact import Artifact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,130 +76,67 @@ def main() -> None:
 
 def run(args: ServeArgs, console: Console) -> None:
     """Opens the world, then serves it or dreams from it."""
-    from wm_jax.export import artifact
     from wm_jax.serving.engine import use_compile_cache
 
-    if args.device is not None:
-        use_device(args.device)
     use_compile_cache(compile_cache_dir(args.server))
-    made = artifact.read(args.world) if artifact.is_artifact(args.world) else None
-    world, params, prompts = open_world(args)
+    opened = open_choice(Choice(args.world, args.device, args.prompt, args.published))
     # What was imported stays as long as the process. The collector went through it again and again while it was loaded,
     # a tenth of the time to the first frame, and would go on doing so between frames.
     gc.freeze()
     gc.enable()
     if args.rollout is not None:
-        dream(args, world, params, prompts, console)
+        dream(args, opened, console)
     elif args.replay is not None:
-        replay(args, world, params, prompts, console, made)
+        replay(args, opened, console)
     else:
-        play(args.server, world, params, prompts, console, made)
+        play(args.server, opened, console)
 
 
-def open_world(args: ServeArgs) -> tuple[Playable[Any], Params, Prompt]:
-    """The world that was named, its weights, and the frames it begins with.
-
-    Raises:
-      ValueError: there is no such world, it cannot be read, or what was asked for is not for a world of its kind.
-    """
-    from wm_jax.world import load, load_prompts
-
-    name = args.world.as_posix()
-    if name in published.NAMES and (args.published != Published() or not args.world.exists()):
-        world, params = published.load(name, args.published)
-        prompts = Prompt()
-    elif args.published != Published():
-        raise ValueError(
-            f"{args.world}: --weights, --random-weights, --steps, --dtype, --solver and --eight-bits are for {', '.join(published.NAMES)}"
-        )
-    else:
-        world, params = load(args.world)
-        prompts = load_prompts(args.world)
-    return world, params, prompts if args.prompt is None else read_prompt(args.prompt, world)
-
-
-def read_prompt(path: Path, world: Playable[Any]) -> Prompt:
-    """One image as the prompt.
-
-    Raises:
-      ValueError: no picture of the world's size, or a world that needs more than an image.
-    """
-    from wm_jax.serving.codec import decode_image
-
-    if not world.takes_image:
-        raise ValueError(f"--prompt: world {world.config.name!r} does not go on from a single image")
-    return Prompt(decode_image(path.read_bytes(), world.config.image)[None, None])
-
-
-def use_device(platform: str) -> None:
-    """Makes JAX compute there.
-
-    Raises:
-      ValueError: JAX finds no such device; says why.
-    """
-    import jax
-
-    jax.config.update("jax_platforms", platform)
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        raise ValueError(
-            f"--device {platform}: JAX finds none here ({error}); docs/accelerators.md says what to install"
-        ) from None
-
-
-def play(
-    server: ServeConfig,
-    world: Playable[Any],
-    params: Params,
-    prompts: Prompt,
-    console: Console,
-    made: "Artifact | None",
-) -> None:
+def play(server: ServeConfig, opened: Opened, console: Console) -> None:
     """Serves until told to stop (Ctrl-C, SIGTERM)."""
     from wm_jax.serving import serve
 
-    config = world.config
-    if made is not None and server.slots != (slots := made.manifest.slots):
-        raise ValueError(f"{made.folder} was made for {slots} slots, not {server.slots}: serve it with --slots {slots}")
+    config = opened.world.config
+    check_slots(opened, server.slots)
     keys = ", ".join(f"{key.code} {key.label}" for key in config.controls.keys)
     console.print(f"[bold]{config.name}[/]  {config.image[1]}x{config.image[0]} at {config.fps:g} fps  ({keys})")
-    serve(server, world, params, prompts, announce=lambda url: _invite(console, url), artifact=made)
+    serve(server, opened.world, opened.params, opened.prompts, lambda url: _invite(console, url), opened.artifact)
 
 
 def _invite(console: Console, url: str) -> None:
     console.print(f"play it at [bold cyan]{url}[/]  (Ctrl-C stops)", highlight=False, soft_wrap=True)
 
 
-def dream(args: ServeArgs, world: Playable[Any], params: Params, prompts: Prompt, console: Console) -> None:
+def dream(args: ServeArgs, opened: Opened, console: Console) -> None:
     """Writes the video of --rollout."""
     from wm_jax.serving.offline import read_controls, write_rollout
 
     assert args.rollout is not None
+    world = opened.world
     controls = read_controls(args.rollout, world.config.controls)
     with Progress(console=console) as progress:
         task = progress.add_task("dreaming", total=len(controls.keys))
         write_rollout(
-            world, params, prompts, controls, args.out, args.seed, lambda done, _: progress.update(task, completed=done)
+            world,
+            opened.params,
+            opened.prompts,
+            controls,
+            args.out,
+            args.seed,
+            lambda done, _: progress.update(task, completed=done),
         )
     console.print(
         f"wrote {args.out}: {len(controls.keys)} frames at {world.config.fps:g} fps", highlight=False, soft_wrap=True
     )
 
 
-def replay(
-    args: ServeArgs,
-    world: Playable[Any],
-    params: Params,
-    prompts: Prompt,
-    console: Console,
-    made: "Artifact | None",
-) -> None:
+def replay(args: ServeArgs, opened: Opened, console: Console) -> None:
     """Writes the video of --replay, and says by a digest which pixels they were."""
     from wm_jax.serving import recording
     from wm_jax.serving.offline import write_replay
 
     assert args.replay is not None
+    world, params, prompts = opened.world, opened.params, opened.prompts
     known = recording.identity(world, params, prompts, recording.read_info(args.replay).slots)
     info, events = recording.read(args.replay, known)
     for text in recording.differences(info, known.info(events, info.history, None, info.fps)):
@@ -220,7 +152,7 @@ def replay(
             args.out,
             lossless,
             lambda done: progress.update(task, completed=done),
-            made,
+            opened.artifact,
         )
     same = {None: "", sha256: ", as when it was recorded"}.get(info.frames_sha256, f", it was {info.frames_sha256}")
     written = str(args.out) if lossless is None else f"{args.out} and {lossless}"

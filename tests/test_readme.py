@@ -55,6 +55,9 @@ SMALL = {
     "python serve.py worlds/coinrun --slots 4 --snapshots sessions": "SERVE {} --slots 1",
     "python -m wm_jax.eval.load worlds/coinrun --players 2":
         "python -m wm_jax.eval.load runs/toy --players 2 --seconds 1 --warmup 0.5",
+    # A cluster of two processes: tests/scale starts one, plays it, kills, drains and updates it.
+    "python -m wm_jax.scale worlds/coinrun --replicas 2 --slots 4 --snapshots sessions": "python -m wm_jax.scale --help",
+    "pip install -e '.[serve,scale]'": "python -c 'import ray.serve'",
     "python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4": "{}",
     "pip install -e '.[serve,hub]'": "python -c 'import huggingface_hub'",
     # 3 GB from a network; what they do with it is tested on a small model of that format, in tests/ports and tests/serving.

@@ -3,15 +3,28 @@
 import contextlib
 import json
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+COME_AGAIN = (502, 503, 504)
+AGAIN_S = 0.2
 
 
 class ServerError(RuntimeError):
-    """The server said no; the message is the server's own."""
+    """The server said no; the message is the server's own.
+
+    Attributes:
+      status: Of the HTTP answer, if it was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def request(method: str, url: str, body: Any = None, auth: str | None = None) -> dict[str, Any]:
@@ -45,4 +58,30 @@ def _answer(method: str, url: str, data: bytes | None, auth: str | None, timeout
             yield answer
     except urllib.error.HTTPError as error:
         with error:
-            raise ServerError(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}") from None
+            said = error.read().decode(errors="replace")
+            raise ServerError(f"{method} {url}: {error.code} {said}", error.code) from None
+
+
+def socket_url(url: str, ticket: dict[str, Any]) -> str:
+    """Where a ticket's socket is; over TLS if the server at `url` has it and need not know, behind a proxy."""
+    told, asked = urlsplit(ticket["ws_url"]), urlsplit(url)
+    is_wrapped = asked.scheme == "https" and told.netloc == asked.netloc
+    return told._replace(scheme="wss" if is_wrapped else told.scheme).geturl()
+
+
+def come_back(url: str, session_id: str, resume_token: str, patience_s: float = 0.0) -> dict[str, Any]:
+    """The ticket of a session that is resumed; asks again while its server is starting, stopping or not there.
+
+    Raises:
+      ServerError: there is no such session, or nobody took it up within that time.
+      OSError: nobody answered within that time.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return request("POST", f"{url}/v1/sessions/{session_id}/resume", None, resume_token)
+        except (ServerError, OSError) as error:
+            is_final = isinstance(error, ServerError) and error.status not in COME_AGAIN
+            if is_final or time.monotonic() > until:
+                raise
+        time.sleep(AGAIN_S)

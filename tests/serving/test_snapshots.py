@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -24,7 +25,7 @@ from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.history import Memory
 from wm_jax.serving.protocol import Refusal
 from wm_jax.serving.session import Moment, Opening
-from wm_jax.serving.snapshots import Record, SnapshotStore, fingerprint
+from wm_jax.serving.snapshots import Record, SnapshotStore, Superseded, fingerprint
 
 NAME = "a-name-of-sixteen-or-more"
 STEPPED = {"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}}
@@ -134,12 +135,44 @@ def test_a_save_that_fails_leaves_the_one_before_it(store, tiny, monkeypatch):
     assert store.load(NAME)[0].frame_id == 9
 
 
-def test_what_a_kill_left_half_written_is_removed(store, tiny, tmp_path):
-    for name in (".tmpZsDkqv", f"{NAME}.1.2.tmp"):
+def test_what_a_kill_left_half_written_is_removed_and_what_another_server_writes_is_not(store, tiny, tmp_path):
+    abandoned, in_work = (".tmpZsDkqv", f"{NAME}.host.1.2.tmp"), (".tmpAsDkqv", f"{NAME}.host.1.3.tmp")
+    for name in (*abandoned, *in_work):
         (tmp_path / "kept" / name).write_bytes(b"half")
+    for name in abandoned:
+        set_age(tmp_path / "kept" / name, 601)
     store.save(NAME, a_record(), a_moment(tiny[0]))
     SnapshotStore(tmp_path / "kept", tiny[0], "weights", 3, 1.0, 60.0)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"{NAME}.safetensors"]
+    left = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert left == sorted([*in_work, f"{NAME}.safetensors"])
+
+
+def test_only_the_server_that_took_a_session_up_last_writes_it(store, tiny, tmp_path):
+    other = SnapshotStore(tmp_path / "kept", tiny[0], "weights", 3, 1.0, 60.0)
+    store.save(NAME, a_record(), a_moment(tiny[0]))
+    assert other.claim(NAME) == 1
+    with pytest.raises(Superseded, match="epoch 1 is on the disk, this is 0"):
+        store.save(NAME, a_record(frame_id=50), a_moment(tiny[0], 50))
+    store.forget(NAME)
+    assert other.load(NAME)[0].frame_id == 9
+    other.save(NAME, a_record(frame_id=12), a_moment(tiny[0], 12), 1)
+    # What a server wrote that had not noticed counts for nothing, and is swept away.
+    (tmp_path / "kept" / f"{NAME}.safetensors").write_bytes(b"stale")
+    assert store.read(NAME).frame_id == 12
+    store.sweep()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [f"{NAME}.1.safetensors"]
+    assert store.claim(NAME) == 2
+    other.forget(NAME, 1)
+    store.forget(NAME, 2)
+    with pytest.raises(Refusal, match="no such snapshot"):
+        store.claim(NAME)
+
+
+def test_of_many_servers_that_take_a_session_up_at_once_each_gets_its_own_epoch(store, tiny):
+    store.save(NAME, a_record(), a_moment(tiny[0]))
+    with ThreadPoolExecutor(8) as pool:
+        epochs = list(pool.map(lambda _: store.claim(NAME), range(64)))
+    assert sorted(epochs) == list(range(1, 65))
 
 
 def test_other_weights_and_other_worlds_have_another_fingerprint(tiny):
@@ -317,7 +350,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder,
                     talk.send("step", step_id=f"{life}-{len(talk.frames)}", n=3)
                     for header, payload in talk.wait_for_frames(3):
                         assert seen.setdefault(header["frame_id"], payload) == payload, "a frame made twice is the same"
-                wait_until(lambda: (tmp_path / "kept" / f"{ticket['session_id']}.safetensors").exists())
+                wait_until(lambda: any((tmp_path / "kept").glob(f"{ticket['session_id']}*.safetensors")))
                 if life < kills:
                     server.kill()
                     with pytest.raises(ConnectionClosed):

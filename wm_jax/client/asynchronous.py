@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from wm_jax.client.recordings import record
-from wm_jax.rest import ServerError, request
+from wm_jax.rest import ServerError, come_back, request, socket_url
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import AUTH_PREFIX, FramesHeader
 from wm_jax.serving.video import H264Decoder
@@ -31,10 +31,10 @@ class Client:
       url: The server's.
     """
 
+    url: str
     socket: ClientConnection
     created: dict[str, Any]
     wire: Wire
-    url: str
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
     _video: H264Decoder | None = None
 
@@ -65,6 +65,19 @@ class Client:
         """
         session, token = self.created["session"]["id"], self.created["resume_token"]
         return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
+
+    async def resume(self, patience_s: float = 30.0) -> dict[str, Any]:
+        """Comes back after the connection was lost, wherever the session is now; the new `session.created`.
+
+        Raises:
+          ServerError: the session is gone, or nobody took it up within that time.
+        """
+        await self.socket.close()
+        known = self.created["session"]["id"], self.created["resume_token"]
+        ticket = await asyncio.to_thread(come_back, self.url, *known, patience_s)
+        self.socket, self.created = await _connected(self.url, ticket, self.wire)
+        self._video = None  # a stream begins anew with its connection
+        return self.created
 
     async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
         """Frames as they come."""
@@ -108,16 +121,26 @@ async def open_session(
     spoken = MsgpackWire() if wire == "msgpack" else JsonWire()
 
     ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", body, auth)
-    protocols = [Subprotocol(spoken.subprotocol), Subprotocol(AUTH_PREFIX + ticket["token"])]
     try:
-        async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as socket:
-            first = spoken.hear(await socket.recv())
-            assert isinstance(first, dict), "frames before session.created"
-            if first["type"] != "session.created":
-                raise ServerError(f"{first.get('code')}: {first.get('message')}")
-            yield Client(socket, first, spoken, url)
+        client = Client(url, *await _connected(url, ticket, spoken), spoken)
+        try:
+            yield client
+        finally:
+            await client.socket.close()
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):
             token = auth or ticket["token"]
             await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
+
+
+async def _connected(url: str, ticket: dict[str, Any], wire: Wire) -> tuple[ClientConnection, dict[str, Any]]:
+    """The socket of a ticket, and the first message that came over it."""
+    protocols = [Subprotocol(wire.subprotocol), Subprotocol(AUTH_PREFIX + ticket["token"])]
+    socket = await connect(socket_url(url, ticket), subprotocols=protocols, max_size=None, compression=None)
+    first = wire.hear(await socket.recv())
+    assert isinstance(first, dict), "frames before session.created"
+    if first["type"] != "session.created":
+        await socket.close()
+        raise ServerError(f"{first.get('code')}: {first.get('message')}")
+    return socket, first

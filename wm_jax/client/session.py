@@ -10,14 +10,14 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_socket
 from websockets.typing import Subprotocol
 
 from wm_jax.client.asynchronous import decode
 from wm_jax.client.recordings import record
-from wm_jax.rest import ServerError, request
+from wm_jax.rest import ServerError, come_back, request, socket_url
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
 
 PATIENCE = ("rate_limited", "busy")
@@ -37,12 +37,18 @@ class Session:
       shape: Of a frame, `(h, w, 3)`.
       resume_token: With it `connect(url, resume=(id, token))` comes back, also after the server was started anew.
       frame_id: Index of the next frame.
+      resumed_at: The frame at which it went on from the disk, if another server took it up; frames from there on that were
+        made before are forgotten.
     """
 
-    def __init__(self, url: str, session_id: str, token: str, auth: str | None) -> None:
-        address = f"ws{url.removeprefix('http')}/v1/sessions/{session_id}/ws"
-        protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + token)]
-        self._url, self._auth, self._token = url, auth, token
+    def __init__(self, url: str, ticket: dict[str, Any], auth: str | None) -> None:
+        self._url, self._auth = url, auth
+        self._numbers = itertools.count()
+        self._connect(ticket)
+
+    def _connect(self, ticket: dict[str, Any]) -> None:
+        address, self._token = socket_url(self._url, ticket), ticket["token"]
+        protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + self._token)]
         self._open = contextlib.ExitStack()
         self._socket: ClientConnection = self._open.enter_context(
             connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
@@ -59,7 +65,7 @@ class Session:
         self.shape: tuple[int, int, int] = (world["height"], world["width"], 3)
         self.resume_token: str = created["resume_token"]
         self.frame_id: int = world["frames"]
-        self._numbers = itertools.count()
+        self.resumed_at: int | None = world.get("resumed_at")
 
     def step(
         self, held: Held = (), frames: int = 1, mouse: tuple[float, float] | None = None
@@ -116,6 +122,26 @@ class Session:
         body = {} if at is None else {"at": at}
         ticket = request("POST", f"{self._url}/v1/sessions/{self.id}/fork", body, self._auth or self._token)
         return _seated(self._url, ticket, self._auth)
+
+    def resume(self, patience_s: float = 30.0) -> int:
+        """Comes back after the connection was lost, wherever the session is now; the frame it goes on with.
+
+        Behind a gateway that may be another server than before, which took the session up as it was last written.
+
+        Raises:
+          ServerError: the session is gone, or nobody took it up within that time.
+        """
+        self._open.close()
+        until = time.monotonic() + patience_s
+        while True:
+            ticket = come_back(self._url, self.id, self.resume_token, until - time.monotonic())
+            try:
+                self._connect(ticket)
+                return self.frame_id
+            except (OSError, WebSocketException):  # that server is gone as well
+                self._open.close()
+                if time.monotonic() > until:
+                    raise
 
     def close(self, keep: bool = False) -> None:
         """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""
@@ -211,7 +237,7 @@ def connect(
     """
     url = url.rstrip("/")
     if resume is not None:
-        return Session(url, *resume, auth)
+        return Session(url, come_back(url, *resume), auth)
     init = {"seed": seed, "prompt": prompt, "snapshot": snapshot}
     body = {"mode": "stepped", "media": {"codec": codec}, "init": {k: v for k, v in init.items() if v is not None}}
     ticket = request("POST", f"{url}/v1/sessions", body, auth)
@@ -223,4 +249,4 @@ def _seated(url: str, ticket: dict[str, Any], auth: str | None) -> Session:
     if ticket["status"] == "queued":
         request("DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, auth or ticket["token"])
         raise ServerError("full: all slots are taken; try again later, or start the server with more --slots")
-    return Session(url, ticket["session_id"], ticket["token"], auth)
+    return Session(url, ticket, auth)

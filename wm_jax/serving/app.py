@@ -42,7 +42,7 @@ HTTP_STATUS = {
 CROSS_ORIGIN: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
-    "expose_headers": ["Retry-After", "X-Request-Id"],
+    "expose_headers": ["Retry-After", "X-Request-Id", "Location", "Link"],
 }
 """What a page of one of `--allow-origins` may ask and read; a browser asks first whether it may."""
 
@@ -71,13 +71,7 @@ def make_app(
         title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refused
     )  # fmt: skip
     app.state.service = service
-    app.add_middleware(Guard, config=config)
-    app.add_middleware(Traced)
-    # The outermost, so that a page of another site can read why it was refused as well.
-    app.add_middleware(CORSMiddleware, allow_origins=config.allow_origins, **CROSS_ORIGIN)
-    app.add_exception_handler(Refusal, _answer_refusal)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
+    add_manners(app, config)
     add_health(app, service)
     add_tokens(app, service)
     add_sessions(app, service)
@@ -88,6 +82,17 @@ def make_app(
         add_webrtc(app, service, peers)
     add_page(app)
     return app
+
+
+def add_manners(app: FastAPI, config: ServeConfig) -> None:
+    """What every server of ours does before and after its routes: the guard, the names of requests, and typed refusals."""
+    app.add_middleware(Guard, config=config)
+    app.add_middleware(Traced)
+    # The outermost, so that a page of another site can read why it was refused as well.
+    app.add_middleware(CORSMiddleware, allow_origins=config.allow_origins, **CROSS_ORIGIN)
+    app.add_exception_handler(Refusal, _answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
 
 
 async def _answer_refusal(_: Request, refusal: Exception) -> Response:

@@ -52,6 +52,8 @@ class ServeConfig:
       history_mb: What the kept states of one session may occupy; a world with large ones keeps fewer.
       snapshots: Folder in which sessions outlive this process; None: they end with it. Whoever reads it can read what
         they dreamt and go on with it.
+      resume_url: Where players are told to come back to when this server stops, if others serve the same world:
+        "https://host[:port]"; None: to this one.
       snapshot_every_s: Seconds from one writing of a session to the next.
       snapshot_mb: What that folder may hold; the oldest make room.
       snapshot_age_s: Seconds after which what is written there is removed.
@@ -90,6 +92,7 @@ class ServeConfig:
     history: int = 16
     history_every: int = 15
     history_mb: float = 64.0
+    resume_url: str | None = None
     snapshots: str | None = None
     snapshot_every_s: float = 5.0
     snapshot_mb: float = 4096.0

@@ -46,14 +46,15 @@ class Keeper:
         self._queued = 0
         self._saving = asyncio.Lock()  # of two saves of one session the later one must be the one that stays
 
-    async def keep(self, session: Session, terms: Terms) -> int:
+    async def keep(self, session: Session, terms: Terms, epoch: int = 0) -> int:
         """Writes a session under its own name; the frame that it will go on with.
 
         Raises:
+          Superseded: another server has taken the session up.
           Refusal: the session has ended, plays the real game, or the device is busy.
           OSError: the disk is full or broken.
         """
-        return (await self._save(session.id, session, terms))[1].frame_id
+        return (await self._save(session.id, session, terms, epoch))[1].frame_id
 
     async def snapshot(self, session: Session, terms: Terms) -> tuple[str, Record, int]:
         """Writes a session under a new name that any number of others may start from: name, record, bytes.
@@ -65,8 +66,8 @@ class Keeper:
         size, record = await self._save(name, session, terms)
         return name, record, size
 
-    async def find(self, session_id: str, resume_token: str) -> tuple[Record, Moment]:
-        """A session of an earlier process.
+    async def check(self, session_id: str, resume_token: str) -> None:
+        """Passes where a session of another process can be taken up with this token.
 
         Raises:
           Refusal: none is kept under that name, or it is another token's.
@@ -74,13 +75,25 @@ class Keeper:
         if session_id.startswith(PREFIX):
             raise Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended", param="session_id")
         try:
-            record, moment = await asyncio.to_thread(self._store.load, session_id)
+            record = await asyncio.to_thread(self._store.read, session_id)
         except Refusal as refusal:
             text = f"no such session, or it has ended: {refusal.message}"
             raise Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id") from None
         if not hmac.compare_digest(record.resume_sha256, _digest(resume_token)):
-            raise Refusal(ErrorCode.UNAUTHORIZED, f"the token in wm.auth.<token> is not session {session_id}'s")
-        return record, moment
+            raise Refusal(ErrorCode.UNAUTHORIZED, f"the token is not session {session_id}'s")
+
+    async def claim(self, session_id: str) -> tuple[Record, Moment, int]:
+        """Takes a session of another process up, and its new epoch: no other server writes it from now on.
+
+        Raises:
+          Refusal: none is kept under that name, or what is kept cannot be read.
+        """
+
+        def take() -> tuple[Record, Moment, int]:
+            epoch = self._store.claim(session_id)
+            return *self._store.load(session_id), epoch
+
+        return await asyncio.to_thread(take)
 
     async def load(self, name: str) -> tuple[Record, Moment]:
         """A snapshot that was asked for.
@@ -92,32 +105,32 @@ class Keeper:
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired", param="init.snapshot")
         return await asyncio.to_thread(self._store.load, name)
 
-    def forget(self, session_id: str) -> None:
+    def forget(self, session_id: str, epoch: int = 0) -> None:
         """The session has ended: nobody may come back to it."""
-        self._store.forget(session_id)
+        self._store.forget(session_id, epoch)
 
-    def touch(self, session_id: str) -> None:
+    def touch(self, session_id: str, epoch: int = 0) -> None:
         """The session is still here, as it was written: it is not old."""
-        self._store.touch(session_id)
+        self._store.touch(session_id, epoch)
 
     async def sweep(self) -> None:
         """Makes room."""
         await asyncio.to_thread(self._store.sweep)
 
-    async def _save(self, name: str, session: Session, terms: Terms) -> tuple[int, Record]:
+    async def _save(self, name: str, session: Session, terms: Terms, epoch: int = 0) -> tuple[int, Record]:
         if self._queued >= MAX_QUEUED:
             raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
         self._queued += 1
         try:
-            return await self._save_next(name, session, terms)
+            return await self._save_next(name, session, terms, epoch)
         finally:
             self._queued -= 1
 
-    async def _save_next(self, name: str, session: Session, terms: Terms) -> tuple[int, Record]:
+    async def _save_next(self, name: str, session: Session, terms: Terms, epoch: int) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
             record = self._record(session, terms, moment)
-            return await asyncio.to_thread(self._store.save, name, record, moment), record
+            return await asyncio.to_thread(self._store.save, name, record, moment, epoch), record
 
     def _record(self, session: Session, terms: Terms, moment: Moment) -> Record:
         opening, memory = moment.opening, moment.opening.memory

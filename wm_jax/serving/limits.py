@@ -1,12 +1,13 @@
 """What a client may not do: speak too fast, send too much, or come from another site's page."""
 
+import hmac
 import time
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wm_jax.serving.config import ServeConfig, is_loopback
-from wm_jax.serving.protocol import Error, ErrorCode, dump
+from wm_jax.serving.protocol import Error, ErrorCode, Refusal, dump
 
 
 class TokenBucket:
@@ -41,6 +42,17 @@ def is_allowed_origin(origin: str | None, host: str, config: ServeConfig) -> boo
     if page.scheme not in ("http", "https") or page.netloc != host:
         return False
     return not is_loopback(config.host) or is_loopback(page.hostname or "")
+
+
+def check_secret(config: ServeConfig, authorization: str | None) -> None:
+    """Lets the bearer of the server's secret pass; everyone where none is set.
+
+    Raises:
+      Refusal: it is another secret, or none.
+    """
+    token = (authorization or "").removeprefix("Bearer ").encode()
+    if config.auth is not None and not hmac.compare_digest(token, config.auth.encode()):
+        raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
 
 
 def header(scope: Scope, name: bytes) -> str | None:

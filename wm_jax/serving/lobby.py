@@ -20,7 +20,7 @@ from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Queue, Refusal, SessionEnded
 from wm_jax.serving.session import Moment, Opening, Session
-from wm_jax.serving.snapshots import Record
+from wm_jax.serving.snapshots import Record, Superseded
 from wm_jax.serving.tokens import Permit
 from wm_jax.types import ControlSpace
 
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 SWEEP_S = 0.5
 
 DRAINING = "draining"
+MOVED = "moved to another server"
+"""Reasons after which a session goes on elsewhere: what is written of it stays."""
 TIME_IS_UP = "time is up"
 
 FAILURES = {
@@ -57,6 +59,7 @@ class Place:
       ends_at: When that token's sessions have lasted long enough (seconds since the epoch); it is set with a slot.
       spectators: Sockets that watch it; they do not keep it alive.
       request_id: Of the request that opened it, in its log lines.
+      epoch: How often it was taken up from the disk; of two servers that have it the higher one owns it.
     """
 
     session: Session
@@ -71,6 +74,7 @@ class Place:
     ended: str | None = None
     kept_at: int = -1
     is_kept: bool = False
+    epoch: int = 0
     permit: Permit | None = None
     ends_at: float | None = None
     spectators: "list[Spectator]" = dataclasses.field(default_factory=list)
@@ -126,22 +130,26 @@ class Lobby:
         log.info("session begins", extra={**place.named, **known})
         return place
 
-    def resume(self, record: Record, moment: Moment, resume_token: str) -> Place:
-        """Seats a session of an earlier process; where it is back already, that one.
+    def resume(self, record: Record, moment: Moment, resume_token: str, epoch: int) -> Place:
+        """Seats a session of an earlier process, or of another server.
 
         Raises:
           Refusal: every slot is taken, or the server is about to stop.
         """
-        known = self._places.get(record.session_id)
-        if known is not None:
-            return known
         body = CreateSession(mode=record.mode, media=Media(codec=record.codec, quality=record.quality))
         session = self._session(body, dataclasses.replace(moment.opening, memory=None))
         session.stride = record.stride
         session.go_on(record.session_id, moment, record.is_fork)
         place = self._seat(session, record.linger_s, resume_token, record.permit, record.ends_at)
+        place.epoch = epoch
+        place.was_connected = True  # before: so its client has `linger_s` to come, and not `token_s`
         log.info("session resumes", extra={**place.named, "frame_id": moment.frame_id, "from": "disk"})
         return place
+
+    def admit(self, place: Place) -> None:
+        """Gives a session a new token for its next connection, where the one it has may be spent."""
+        place.token = secrets.token_urlsafe(24)
+        place.expires_at = time.time() + self.config.token_s
 
     def check_room(self) -> None:
         """Passes where one session more would be seated, or could wait.
@@ -222,13 +230,17 @@ class Lobby:
             self._waiting.append(place)
         return place
 
+    def get(self, session_id: str) -> Place | None:
+        """The session of that name, if it is here."""
+        return self._places.get(session_id)
+
     def find(self, session_id: str) -> Place:
         """The session of that name.
 
         Raises:
           Refusal: there is none, or no more.
         """
-        place = self._places.get(session_id)
+        place = self.get(session_id)
         if place is None:
             raise Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended", param="session_id")
         return place
@@ -297,16 +309,41 @@ class Lobby:
         self.batcher.evict(session)
         self._seat_next()
         # What the client did not end itself lies on the disk, if it was ever written, and waits there.
-        is_ours = session.failure is not None or reason == DRAINING
+        is_ours = session.failure is not None or reason in (DRAINING, MOVED)
         place.is_kept = self.keeper is not None and is_ours and (place.kept_at >= 0 or session.resumed_at is not None)
         if self.keeper is not None and not place.is_kept:
-            self.keeper.forget(session.id)
+            self.keeper.forget(session.id, place.epoch)
         seconds = round(time.monotonic() - session.started_at, 3)
         told = {"reason": reason, "frames": session.frames, "seconds": seconds, "dropped": session.outbox.dropped}
         log.info("session ends", extra={**place.named, **told})
         last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
         for connection in _sockets(place):
             connection.finish(last, code)
+
+    def move(self, session_id: str) -> None:
+        """Another server owns this session now: here it stops, and what is written of it is left alone."""
+        place = self.get(session_id)
+        if place is not None:
+            self.end(place, MOVED, CloseCode.TAKEN_OVER)
+
+    async def release(self) -> None:
+        """Writes and ends every session, and takes new ones afterwards: nobody can tell whose they are any more."""
+        for place in list(self._places.values()):
+            await self._keep(place)
+            self.end(place, DRAINING, CloseCode.GO_AWAY)
+
+    def epochs(self) -> dict[str, int]:
+        """The epoch of every session that is here."""
+        return {session_id: place.epoch for session_id, place in self._places.items()}
+
+    def saved(self) -> dict[str, int]:
+        """The frame with which every session would go on that was written to the disk."""
+        return {session_id: place.kept_at for session_id, place in self._places.items() if place.kept_at >= 0}
+
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait for a slot."""
+        return len(self._waiting)
 
     @property
     def ids(self) -> set[str]:
@@ -351,6 +388,7 @@ class Lobby:
                 deadline_ms=round(1e3 * self.config.drain_s),
                 reason="the server is about to stop",
                 resumable=self.keeper is not None and place.session.source != "real",
+                resume_url=self._resume_url(place),
             )
             for connection in _sockets(place):
                 connection.tell(message)
@@ -364,6 +402,11 @@ class Lobby:
             self.end(place, DRAINING, CloseCode.GO_AWAY)
         await asyncio.gather(*(connection.closed.wait() for connection in finishing))
 
+    def _resume_url(self, place: Place) -> str | None:
+        """Where the client may come back at once, if there is such a place."""
+        base = self.config.resume_url
+        return None if base is None else f"{base.rstrip('/')}/v1/sessions/{place.session.id}/resume"
+
     async def keep_forever(self) -> None:
         """Writes every session that went on since, and makes room, every `snapshot_every_s` seconds."""
         assert self.keeper is not None
@@ -373,7 +416,7 @@ class Lobby:
                 if place.session.frames > place.kept_at:
                     await self._keep(place)
                 else:
-                    self.keeper.touch(place.session.id)
+                    self.keeper.touch(place.session.id, place.epoch)
             await self.keeper.sweep()
 
     async def _keep(self, place: Place) -> None:
@@ -383,11 +426,14 @@ class Lobby:
             return
         try:
             terms = Terms(place.resume_token, place.linger_s, place.permit, place.ends_at)
-            place.kept_at = await self.keeper.keep(place.session, terms)
+            place.kept_at = await self.keeper.keep(place.session, terms, place.epoch)
+        except Superseded as moved:
+            log.warning("%s", moved)
+            self.move(place.session.id)
         except Exception:  # whatever it was: the others are to be written all the same, and a drain is to end
             log.exception("a session could not be saved", extra=place.named)
         if place.ended is not None and not place.is_kept:
-            self.keeper.forget(place.session.id)  # it was left while it was written
+            self.keeper.forget(place.session.id, place.epoch)  # it was left while it was written
 
     def _connected(self) -> list[Place]:
         return [place for place in self._places.values() if place.connection is not None]

@@ -354,12 +354,17 @@ class Error(Message):
 
 
 class GoAway(Message):
-    """The server stops soon; whether the session can be resumed where it is started again, with the same token."""
+    """The server stops soon; whether the session can be resumed where it is started again, with the same token.
+
+    Attributes:
+      resume_url: Other servers take the session up: `POST` there, the resume token as bearer, tells where to connect.
+    """
 
     type: Literal["session.go_away"] = "session.go_away"
     deadline_ms: int
     reason: str
     resumable: bool = False
+    resume_url: str | None = None
 
 
 class SessionEnded(Message):

@@ -29,6 +29,7 @@ from wm_jax.serving.bodies import (
     Token,
     Version,
 )
+from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import is_allowed_origin
 from wm_jax.serving.lobby import Place
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted
@@ -189,6 +190,13 @@ def add_sessions(app: FastAPI, service: Service) -> None:
         token, expires_at = service.tokens.to_watch(place.session.id, (body or CreateSpectator()).ttl_s)
         return SpectatorTicket(ws_url=ws_url(request, place), token=token, expires_at=expires_at)
 
+    @app.post("/v1/sessions/{session_id}/resume")
+    async def resume(session_id: str, request: Request, authorization: Bearer = None) -> SessionTicket:  # pyright: ignore[reportUnusedFunction]
+        """Where to connect again, for the bearer of the session's resume token; takes it up from the disk if it is not here."""
+        place = await service.join(session_id, bearer(authorization), request.headers.get("origin"))
+        service.lobby.admit(place)
+        return ticket(request, place)
+
     @app.get("/v1/sessions/{session_id}")
     async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
         """How a session stands."""
@@ -204,28 +212,45 @@ def add_sessions(app: FastAPI, service: Service) -> None:
 def add_socket(app: FastAPI, service: Service) -> None:
     @app.websocket("/v1/sessions/{session_id}/ws")
     async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
-        offered: list[str] = websocket.scope.get("subprotocols", [])
-        wire = choose(offered)
-        await websocket.accept(None if wire is None else wire.subprotocol)
-        transport = WebSocketTransport(websocket, wire or WIRES[SUBPROTOCOL])
+        transport = await accept(websocket)
         try:
-            connection = await _admit(service, websocket, transport, session_id, offered)
+            connection = await _admit(service, websocket, transport, session_id)
             with bound_contextvars(**connection.named):
                 await connection.run()
         except Refusal as refusal:
-            with contextlib.suppress(Gone):
-                await transport.send(error_message(refusal, fatal=True))
-                await transport.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+            await turn_away(transport, refusal)
 
 
-async def _admit(
-    service: Service, websocket: WebSocket, transport: WebSocketTransport, session_id: str, offered: list[str]
-) -> Connection:
-    """What this socket may be to a session, by its origin, its version and its token: player or spectator."""
+async def accept(websocket: WebSocket) -> WebSocketTransport:
+    """Opens a socket, in the first of the client's subprotocols that is spoken here."""
+    wire = choose(websocket.scope.get("subprotocols", []))
+    await websocket.accept(None if wire is None else wire.subprotocol)
+    return WebSocketTransport(websocket, wire or WIRES[SUBPROTOCOL])
+
+
+async def turn_away(transport: WebSocketTransport, refusal: Refusal) -> None:
+    """Tells an open socket why it may not stay, and closes it."""
+    with contextlib.suppress(Gone):
+        await transport.send(error_message(refusal, fatal=True))
+        await transport.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+
+
+def check_origin(websocket: WebSocket, config: ServeConfig) -> None:
+    """Lets our own pages pass, and whoever is no browser.
+
+    Raises:
+      Refusal: it is another site's page.
+    """
     origin, host = websocket.headers.get("origin"), websocket.headers.get("host", "")
-    if not is_allowed_origin(origin, host, service.config):
+    if not is_allowed_origin(origin, host, config):
         text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
         raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
+
+
+async def _admit(service: Service, websocket: WebSocket, transport: WebSocketTransport, session_id: str) -> Connection:
+    """What this socket may be to a session, by its origin, its version and its token: player or spectator."""
+    check_origin(websocket, service.config)
+    origin, offered = websocket.headers.get("origin"), websocket.scope.get("subprotocols", [])
     if choose(offered) is None:
         spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"

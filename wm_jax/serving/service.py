@@ -24,6 +24,7 @@ from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper, Terms, captured, sound
+from wm_jax.serving.limits import check_secret
 from wm_jax.serving.lobby import Lobby, Place
 from wm_jax.serving.protocol import (
     ErrorCode,
@@ -66,6 +67,7 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._returning = asyncio.Lock()  # two connections that come back to one session must find the same one
         self.has_webrtc = importlib.util.find_spec("aiortc") is not None
         if config.ice_servers and not self.has_webrtc:
             raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install 'wm_jax[rtc]'")
@@ -145,13 +147,19 @@ class Service:
         Raises:
           Refusal: there is none, it is another token's, or every slot is taken.
         """
-        try:
+        place = self.lobby.get(session_id)
+        if place is not None:
+            return place
+        if self.keeper is None:
             return self.lobby.find(session_id)
-        except Refusal:
-            if self.keeper is None:
-                raise
-            record, moment = await self.keeper.find(session_id, resume_token)
-            return self.lobby.resume(record, moment, resume_token)
+        async with self._returning:
+            place = self.lobby.get(session_id)
+            if place is not None:
+                return place
+            await self.keeper.check(session_id, resume_token)
+            self.lobby.check_room()
+            record, moment, epoch = await self.keeper.claim(session_id)
+            return self.lobby.resume(record, moment, resume_token, epoch)
 
     async def join(self, session_id: str, token: str, origin: str | None) -> Place:
         """The session that whoever brings this token, from a page of this origin, may play.
@@ -234,7 +242,7 @@ class Service:
         if self.config.auth is None or _is_one_of(token, [self.config.auth, *own]):
             return
         if place is None or not is_signed(token):
-            raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
+            return check_secret(self.config, authorization)
         if not _is_of(place, self.tokens.permit(token)):
             text = f"this token did not open session {place.session.id}, another one did"
             raise Refusal(ErrorCode.UNAUTHORIZED, text)

@@ -1,10 +1,16 @@
-"""What outlives the process: one safetensors file a session, with all it remembers and what a server must know of it."""
+"""What outlives the process: one safetensors file a session, with all it remembers and what a server must know of it.
+
+Several servers may share the folder. A session that a server takes up gets a new epoch, which stands in the name of its file:
+taking up is renaming `<id>.3.safetensors` to `<id>.4.safetensors`, which only one of many can do, and a server that has not
+noticed can write epoch 3 as often as it likes: the newest epoch counts.
+"""
 
 import contextlib
 import dataclasses
 import hashlib
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +32,19 @@ from wm_jax.world import Playable
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+OWNER = f"{socket.gethostname().replace('.', '-')}.{os.getpid()}"
+"""In the names of half-written files: of all servers that share a folder, the one that writes."""
+
 NAME = re.compile(r"[A-Za-z0-9_-]{16,64}")
+ABANDONED_S = 600.0
+"""Age at which a half-written file is nobody's: no save takes that long, and other servers may be writing now."""
+
 HASHED_BYTES = 65_536
 """Of each array of weights: enough to tell two trainings apart, and little enough for weights of many gigabytes."""
+
+
+class Superseded(Exception):
+    """Another server has taken the session up: what this one would write is not its history any more."""
 
 
 class Record(BaseModel):
@@ -96,28 +112,49 @@ class SnapshotStore:
         self._shapes = bare_shapes(world, 1)
         self._image = (*world.config.image, 3)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left_over in folder.iterdir():  # killed in the middle of a save
-            if left_over.name.startswith(".tmp") or left_over.suffix == ".tmp":
-                left_over.unlink(missing_ok=True)
+        self._remove_abandoned()
 
-    def save(self, name: str, record: Record, moment: Moment) -> int:
+    def save(self, name: str, record: Record, moment: Moment, epoch: int = 0) -> int:
         """Writes a session, whole or not at all; the bytes it takes.
 
         Raises:
+          Superseded: a later epoch of it is there.
           OSError: the disk is full or broken; what was there under that name is left as it was.
         """
-        path, partial = self._path(name), self._folder / f"{name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+        path, partial = self._path(name, epoch), self._folder / f"{name}.{OWNER}.{time.monotonic_ns()}.tmp"
         try:
+            self._check_newest(name, epoch)
             try:
                 save_file(arrays_of(moment.opening), partial, {"record": record.model_dump_json()})
             except SafetensorError as error:
                 raise OSError(f"{partial.parent}: {error}") from None
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
+            size = partial.stat().st_size
             partial.replace(path)
+            try:
+                self._check_newest(name, epoch)
+            except Superseded:
+                path.unlink(missing_ok=True)
+                raise
         finally:
             partial.unlink(missing_ok=True)
-        return path.stat().st_size
+        return size
+
+    def claim(self, name: str) -> int:
+        """Takes a session up: its new epoch, which no other server has.
+
+        Raises:
+          Refusal: there is none of that name.
+        """
+        while True:
+            epoch = self._newest(name)
+            try:
+                self._path(name, epoch).rename(self._path(name, epoch + 1))
+            except FileNotFoundError:
+                continue  # another server was faster
+            os.utime(self._path(name, epoch + 1))
+            return epoch + 1
 
     def read(self, name: str) -> Record:
         """What is written of a session.
@@ -140,21 +177,28 @@ class SnapshotStore:
         opening = self._opening(name, record, arrays)
         return record, Moment(opening, record.frame_id, np.asarray(record.held, bool))
 
-    def forget(self, name: str) -> None:
-        """There is none of that name any more."""
+    def forget(self, name: str, epoch: int = 0) -> None:
+        """There is none of that name any more, unless another server has taken it up since."""
         with contextlib.suppress(OSError):
-            self._path(name).unlink(missing_ok=True)
+            for known in self._epochs(name):
+                if known <= epoch:
+                    self._path(name, known).unlink(missing_ok=True)
 
-    def touch(self, name: str) -> None:
+    def touch(self, name: str, epoch: int = 0) -> None:
         """It is as good as written now."""
         with contextlib.suppress(OSError):
-            os.utime(self._path(name))
+            os.utime(self._path(name, epoch))
 
     def sweep(self) -> None:
-        """Removes what is too old, then the oldest until the rest is small enough."""
+        """Removes what is too old or superseded, then the oldest until the rest is small enough."""
+        self._remove_abandoned()
         found: list[tuple[float, int, Path]] = []
         for path in self._folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
+                name, epoch = _parse(path)
+                if epoch < self._newest(name):
+                    path.unlink(missing_ok=True)
+                    continue
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
         room = 1e6 * self.max_mb
@@ -166,14 +210,44 @@ class SnapshotStore:
 
     # ---- inside
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str, epoch: int) -> Path:
         if not NAME.fullmatch(name):
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
-        return self._folder / f"{name}{SUFFIX}"
+        return self._folder / f"{name}.{epoch}{SUFFIX}" if epoch else self._folder / f"{name}{SUFFIX}"
+
+    def _epochs(self, name: str) -> list[int]:
+        """The epochs of a session that are on the disk."""
+        first = self._path(name, 0)
+        later = [_parse(path)[1] for path in self._folder.glob(f"{name}.*{SUFFIX}")]
+        return [0, *later] if first.exists() else later
+
+    def _newest(self, name: str) -> int:
+        """The epoch of a session that counts.
+
+        Raises:
+          Refusal: there is none of that name.
+        """
+        epochs = self._epochs(name)
+        if not epochs:
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
+        return max(epochs)
+
+    def _check_newest(self, name: str, epoch: int) -> None:
+        later = max(self._epochs(name), default=0)
+        if later > epoch:
+            raise Superseded(f"session {name} was taken up elsewhere: epoch {later} is on the disk, this is {epoch}")
+
+    def _remove_abandoned(self) -> None:
+        """Removes what a killed server left half written, and leaves alone what others are writing."""
+        for path in self._folder.iterdir():
+            if path.name.startswith(".tmp") or path.suffix == ".tmp":
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > ABANDONED_S:
+                        path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[Any]:
-        path = self._path(name)
+        path = self._path(name, self._newest(name))
         if not path.is_file() or path.is_symlink():
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
         try:
@@ -200,6 +274,12 @@ class SnapshotStore:
             return opening_of(arrays, bare_opening, record.stream, self._shapes, self._image, self._scenes)
         except ValueError as error:
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} {error}") from None
+
+
+def _parse(path: Path) -> tuple[str, int]:
+    """Name and epoch of a snapshot's file."""
+    name, _, epoch = path.name.removesuffix(SUFFIX).partition(".")
+    return name, int(epoch) if epoch.isdigit() else 0
 
 
 def opening_of(

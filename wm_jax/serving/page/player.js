@@ -66,7 +66,7 @@ export class Player extends EventTarget {
     if (join) {
       history.replaceState(null, "", location.pathname);
       this.ticket = { session_id: join[1], token: join[2] };
-      this._connect(join[1], join[2], epoch);
+      await this._resume(join[1], join[2], epoch);
       return;
     }
     try {
@@ -77,7 +77,7 @@ export class Player extends EventTarget {
         return;
       }
       this.ticket = ticket;
-      this._connect(ticket.session_id, ticket.token, epoch);
+      this._connect(ticket, epoch);
     } catch (error) {
       if (epoch !== this.epoch) return;
       if (error instanceof Refused) this._tell("refused", error);
@@ -156,9 +156,26 @@ export class Player extends EventTarget {
     return { p50: quantile(sorted, 0.5), p95: quantile(sorted, 0.95), count: sorted.length };
   }
 
-  /** @param {string} id @param {string} token @param {number} epoch */
-  _connect(id, token, epoch) {
-    const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/sessions/${id}/ws`;
+  /** Comes back to a session, wherever it is now: of many servers another one may have taken it up.
+   * @param {string} id @param {string} token @param {number} epoch */
+  async _resume(id, token, epoch) {
+    try {
+      const ticket = await this._post(`/v1/sessions/${id}/resume`, {}, token);
+      if (epoch !== this.epoch) return;
+      this.ticket = ticket;
+      this._connect(ticket, epoch);
+    } catch (error) {
+      if (epoch !== this.epoch) return;
+      const isOver = error instanceof Refused && error.status < 500;
+      if (isOver) this.ticket = null;
+      this._retry(epoch, () => (isOver ? this.open() : this._resume(id, token, epoch)));
+    }
+  }
+
+  /** @param {{session_id: string, token: string, ws_url: string}} ticket @param {number} epoch */
+  _connect({ session_id: id, token, ws_url: told }, epoch) {
+    const own = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/sessions/${id}/ws`;
+    const url = new URL(told).host === location.host ? own : told;
     const socket = new WebSocket(url, [SUBPROTOCOL, AUTH_PREFIX + token]);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
@@ -174,7 +191,7 @@ export class Player extends EventTarget {
       if (GONE.includes(code) && !isAsleep) this.ticket = null;
       if (code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
       else if (isAsleep || (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL)) {
-        this._retry(epoch, () => this._connect(this.session.id, this.session.resumeToken, epoch));
+        this._retry(epoch, () => this._resume(this.session.id, this.session.resumeToken, epoch));
       } else this._retry(epoch, () => this.open());
     };
   }
@@ -239,9 +256,9 @@ export class Player extends EventTarget {
     setTimeout(() => epoch === this.epoch && again(), wait);
   }
 
-  /** @param {string} url @param {object} body */
-  async _post(url, body) {
-    const headers = { "Content-Type": "application/json", ...(this.secret && { Authorization: `Bearer ${this.secret}` }) };
+  /** @param {string} url @param {object} body @param {string} token */
+  async _post(url, body, token = this.secret) {
+    const headers = { "Content-Type": "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
     const answer = await fetch(url, { method: "POST", headers, body: JSON.stringify(body) });
     const found = await answer.json();
     if (!answer.ok) throw new Refused(answer.status, found, 1000 * Number(answer.headers.get("Retry-After") ?? 0));

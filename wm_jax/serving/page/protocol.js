@@ -154,6 +154,7 @@ export const ERROR = Object.freeze({
  * @property {number} deadline_ms
  * @property {string} reason
  * @property {boolean} [resumable]
+ * @property {string|null} [resume_url]
  */
 /**
  * @typedef {Object} Held

@@ -1,0 +1,381 @@
+"""The one address of many servers: seats each player on a replica, finds sessions again, and hands REST calls to their replica.
+
+Frames never pass here: a ticket's `ws_url` is the replica's own.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import jax
+from fastapi import FastAPI, Request, Response, WebSocket
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from wm_jax.scale.config import ScaleConfig
+from wm_jax.scale.directory import Address, Replica, Whereabouts
+from wm_jax.scale.proxy import carry
+from wm_jax.serving.app import add_manners
+from wm_jax.serving.bodies import Readiness, SessionTicket, Version
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.limits import check_secret
+from wm_jax.serving.protocol import ErrorCode, Refusal
+from wm_jax.serving.routes import Bearer, accept, add_page, check_origin, turn_away
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 2.0
+ANSWER_S = 60.0
+FULL = 503
+HANDED_ON = ("authorization", "content-type", "accept", "if-match")
+"""Of a request's headers. Not its origin, which was judged here."""
+OWN = ("connection", "content-length", "date", "keep-alive", "server", "transfer-encoding")
+"""Of an answer's headers, those that are between the replica and this process."""
+
+Ask = Callable[..., Awaitable[Any]]
+"""Asks the directory: the name of its method, then the arguments."""
+
+
+class Counts:
+    """What the gateway did so far."""
+
+    def __init__(self) -> None:
+        self.created = 0
+        self.resumed = 0
+        self.taken_up = 0
+        self.refused = 0
+        self.unreachable = 0
+
+
+class Gateway:
+    """Finds the replica for a request and hands it over."""
+
+    def __init__(self, config: ServeConfig, ask: Ask, scale: ScaleConfig) -> None:
+        self.config = config
+        self.counts = Counts()
+        self._ask = ask
+        self._scale = scale
+        self._http: aiohttp.ClientSession | None = None
+        self._sockets: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Can reach the replicas while the gateway is up."""
+        timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
+        # A connection each: one that the replica closes while it is reused would look like a replica that is gone.
+        fresh = aiohttp.TCPConnector(force_close=True)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False, connector=fresh) as self._http,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=CONNECT_S)) as self._sockets,
+        ):
+            yield
+
+    async def create(self, request: Request) -> Response:
+        """Seats a new session on the replica with most room; where that has none any more, on the next one.
+
+        Raises:
+          Refusal: no replica is ready.
+        """
+        answer = await self._seat(request, "/v1/sessions")
+        self.counts.created += answer.status_code == 201
+        return answer
+
+    async def resume(self, request: Request, session_id: str) -> Response:
+        """Tells where a session is: where it was, or on a replica that takes it up from the disk.
+
+        Raises:
+          Refusal: its replica is about to let it go, or no replica is ready.
+        """
+        path = f"/v1/sessions/{session_id}/resume"
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.is_leaving:
+            text = f"session {session_id} is being written by a server that is about to stop; come again"
+            raise Refusal(ErrorCode.DRAINING, text, retry_after_ms=500)
+        if found is not None and found.address is not None:
+            answer = await self._hand_over(found.address, request, path)
+            if answer is not None and answer.status_code != 404:
+                self.counts.resumed += answer.status_code == 200
+                return answer
+        answer = await self._seat(request, path)
+        self.counts.taken_up += answer.status_code == 200
+        return answer
+
+    async def forward(self, request: Request, session_id: str) -> Response:
+        """Hands a request about a session to its replica.
+
+        Raises:
+          Refusal: no replica has it.
+        """
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.address is not None:
+            answer = await self._hand_over(found.address, request, request.url.path)
+            if answer is not None:
+                return answer
+        raise _gone()
+
+    async def carry(self, websocket: WebSocket, session_id: str) -> None:
+        """Hands a socket over to the session's replica.
+
+        Raises:
+          Refusal: a foreign page's, or no replica has the session.
+        """
+        check_origin(websocket, self.config)
+        assert self._sockets is not None, "the gateway is running"
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.address is not None:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                await carry(websocket, self._sockets, f"{found.address.url}{websocket.url.path}")
+                return
+            await self._ask("lost", found.address.replica)
+        raise _gone()
+
+    async def anywhere(self, request: Request) -> Response:
+        """Hands a request over that every replica answers alike.
+
+        Raises:
+          Refusal: no replica is ready.
+        """
+        for known in await self.replicas():
+            if known.beat.load.is_ready and not known.is_lost:
+                address = Address(known.beat.replica, known.beat.url)
+                answer = await self._hand_over(address, request, request.url.path)
+                if answer is not None:
+                    return answer
+        raise _none_ready()
+
+    async def replicas(self) -> list[Replica]:
+        """Every replica that has its lease."""
+        return await self._ask("replicas")
+
+    async def sessions(self) -> int:
+        """How many sessions are known."""
+        return len(await self._ask("sessions"))
+
+    # ---- inside
+
+    async def _seat(self, request: Request, path: str) -> Response:
+        """Asks one replica after the other until one has room."""
+        tried: list[str] = []
+        refused: Response | None = None
+        while (address := await self._ask("place", tuple(tried))) is not None:
+            tried.append(address.replica)
+            answer = await self._hand_over(address, request, path)
+            if answer is None:
+                continue
+            if answer.status_code != FULL:
+                return answer
+            refused = answer
+        self.counts.refused += 1
+        if refused is not None:
+            return refused
+        raise _none_ready()
+
+    async def _hand_over(self, address: Address, request: Request, path: str) -> Response | None:
+        """The replica's answer; None: it cannot be reached."""
+        assert self._http is not None, "the gateway is running"
+        headers = {name: request.headers[name] for name in HANDED_ON if name in request.headers}
+        body = await request.body()
+        query = f"?{request.url.query}" if request.url.query else ""
+        try:
+            async with self._http.request(
+                request.method, f"{address.url}{path}{query}", data=body or None, headers=headers
+            ) as answer:
+                content = await answer.read()
+                status, found = answer.status, answer.headers
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            log.warning("replica %s at %s does not answer: %s", address.replica, address.url, error)
+            self.counts.unreachable += 1
+            await self._ask("lost", address.replica)
+            return None
+        if status in (200, 201) and path.startswith("/v1/sessions"):
+            content = await self._seated(address, request, content)
+        kept = {name: value for name, value in found.items() if name.lower() not in OWN}
+        return Response(content, status, kept)
+
+    async def _seated(self, address: Address, request: Request, content: bytes) -> bytes:
+        """Enters a new ticket's session into the directory, and its socket's address as players reach it."""
+        try:
+            told = json.loads(content)
+            ticket = SessionTicket.model_validate(told)
+        except ValueError:
+            return content  # another answer than a ticket
+        await self._ask("own", ticket.session_id, address.replica)
+        base = self._media_base(address, request)
+        if base is not None:
+            told["ws_url"] = base.rstrip("/") + urlsplit(ticket.ws_url).path
+        if ticket.webrtc_url is not None:  # what is agreed on goes through the gateway, the frames do not
+            told["webrtc_url"] = f"{request.url.scheme}://{request.url.netloc}{urlsplit(ticket.webrtc_url).path}"
+        return json.dumps(told).encode()
+
+    def _media_base(self, address: Address, request: Request) -> str | None:
+        """What stands before a socket's path as players reach it; None: the replica's own address."""
+        if self._scale.is_proxied:
+            return f"{'wss' if request.url.scheme == 'https' else 'ws'}://{request.url.netloc}"
+        if self._scale.media_url is None:
+            return None
+        replica = urlsplit(address.url)
+        return self._scale.media_url.replace("{host}", replica.hostname or "").replace("{port}", str(replica.port))
+
+
+class Standing(Collector):
+    """How the cluster stands, for Prometheus; what happens on a replica is told by the replica."""
+
+    def __init__(self, replicas: list[Replica], sessions: int, counts: Counts) -> None:
+        self._loads = [known.beat.load for known in replicas]
+        self._sessions = sessions
+        self._counts = counts
+
+    def collect(self) -> list[Metric]:
+        """Gauges of all replicas together, counters of this gateway."""
+        loads, counts = self._loads, self._counts
+        gauges = {
+            "replicas": ("Replicas that have their lease", len(loads)),
+            "replicas_ready": (
+                "Replicas that take players",
+                sum(load.is_ready and not load.is_draining for load in loads),
+            ),
+            "slots": ("Slots of all replicas", sum(load.slots for load in loads)),
+            "slots_free": ("Slots nobody sits in", sum(load.free_slots for load in loads)),
+            "sessions": ("Sessions that are known", self._sessions),
+        }
+        counters = {
+            "created": ("Sessions that were seated", counts.created),
+            "resumed": ("Sessions that were found where they were", counts.resumed),
+            "taken_up": ("Sessions that another replica took up from the disk", counts.taken_up),
+            "refused": ("Players for whom no replica had room", counts.refused),
+            "unreachable": ("Calls that a replica did not answer", counts.unreachable),
+        }
+        told: list[Metric] = [GaugeMetricFamily(f"wm_cluster_{name}", *meaning) for name, meaning in gauges.items()]
+        return told + [CounterMetricFamily(f"wm_gateway_{name}", *meaning) for name, meaning in counters.items()]
+
+
+def make_gateway(config: ServeConfig, ask: Ask, scale: ScaleConfig) -> FastAPI:
+    """The gateway as an ASGI application."""
+    gateway = Gateway(config, ask, scale)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    app = FastAPI(title="wm_jax gateway", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    add_manners(app, config)
+    _add_health(app, gateway)
+    _add_sessions(app, gateway)
+    if scale.is_proxied:
+        _add_socket(app, gateway)
+    add_page(app)
+    return app
+
+
+def _add_health(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """The gateway is alive; with how many replicas report to it."""
+        return {"status": "ok", "replicas": len(await gateway.replicas())}
+
+    @app.get("/readyz")
+    async def readyz(response: Response) -> Readiness:  # pyright: ignore[reportUnusedFunction]
+        """200 while any replica takes players."""
+        known = await gateway.replicas()
+        ready = sum(one.beat.load.is_ready and not one.beat.load.is_draining for one in known)
+        response.status_code = 200 if ready else 503
+        stage = f"{ready} of {len(known)} replicas"
+        return Readiness(
+            ready=ready > 0, status="ready" if ready else "starting", stage=stage, progress=ready / max(len(known), 1)
+        )
+
+    @app.get("/v1/version")
+    async def version() -> Version:  # pyright: ignore[reportUnusedFunction]
+        """What runs here."""
+        return Version(wm_jax=importlib.metadata.version("wm_jax"), jax=jax.__version__)
+
+    @app.get("/v1/replicas")
+    async def replicas(authorization: Bearer = None) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """Every replica as its last beat told; with `--auth` it needs the secret as its bearer token."""
+        check_secret(gateway.config, authorization)
+        return {"replicas": [_shown(known) for known in await gateway.replicas()]}
+
+    @app.get("/metrics")
+    async def metrics(authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """The cluster, for Prometheus; with `--auth` it needs the secret as its bearer token."""
+        check_secret(gateway.config, authorization)
+        registry = CollectorRegistry()
+        registry.register(Standing(await gateway.replicas(), await gateway.sessions(), gateway.counts))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.get("/metrics/targets")
+    async def targets(authorization: Bearer = None) -> list[dict[str, Any]]:  # pyright: ignore[reportUnusedFunction]
+        """The replicas' own `/metrics`, as Prometheus' http_sd_configs reads them."""
+        check_secret(gateway.config, authorization)
+        known = [one.beat for one in await gateway.replicas()]
+        return [{"targets": [urlsplit(beat.url).netloc], "labels": {"wm_replica": beat.replica}} for beat in known]
+
+
+def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
+    @app.post("/v1/sessions", status_code=201, response_model=SessionTicket)
+    async def create(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """A seat, and where to connect: straight to the replica."""
+        return await gateway.create(request)
+
+    @app.post("/v1/sessions/{session_id}/resume", response_model=SessionTicket)
+    async def resume(request: Request, session_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Where to connect again, for the bearer of the session's resume token."""
+        return await gateway.resume(request, session_id)
+
+    async def forward(request: Request, session_id: str) -> Response:
+        return await gateway.forward(request, session_id)
+
+    for path in ("/v1/sessions/{session_id}", "/v1/sessions/{session_id}/{rest:path}"):
+        app.add_api_route(path, forward, methods=["GET", "POST", "PATCH", "DELETE"], include_in_schema=False)
+
+    async def anywhere(request: Request) -> Response:
+        return await gateway.anywhere(request)
+
+    app.add_api_route("/v1/models", anywhere, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/v1/models/{model_id}", anywhere, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/v1/tokens", anywhere, methods=["POST"], include_in_schema=False)
+
+
+def _add_socket(app: FastAPI, gateway: Gateway) -> None:
+    @app.websocket("/v1/sessions/{session_id}/ws")
+    async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
+        try:
+            await gateway.carry(websocket, session_id)
+        except Refusal as refusal:
+            await turn_away(await accept(websocket), refusal)
+
+
+def _shown(known: Replica) -> dict[str, Any]:
+    beat, load = known.beat, known.beat.load
+    return {
+        "replica": beat.replica,
+        "url": beat.url,
+        "node": beat.node,
+        "pid": beat.pid,
+        "sessions": len(beat.epochs),
+        "slots": load.slots,
+        "slots_free": load.free_slots,
+        "fps": load.fps,
+        "missed_ticks": load.missed,
+        "ready": load.is_ready,
+        "draining": load.is_draining or known.must_drain,
+    }
+
+
+def _gone() -> Refusal:
+    text = "no such session, or its server is gone: POST /v1/sessions/{id}/resume with its resume token brings it back"
+    return Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id")
+
+
+def _none_ready() -> Refusal:
+    text = "no server is ready to take a player: they are starting, stopping, or gone; /readyz says when one is"
+    return Refusal(ErrorCode.FULL, text, retry_after_ms=5_000)
