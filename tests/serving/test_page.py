@@ -15,9 +15,9 @@ RECORD = """
   window.drawn = [];
   __wm.player.addEventListener("ack", ({ detail }) => { acks[detail.event_id] = detail.applied_at_frame; });
   __wm.player.addEventListener("frame", ({ detail }) => {
-    const c = document.getElementById("view");
-    drawn.push([detail.frame_id, c.getContext("2d").getImageData(0, 0, c.width, c.height).data.join()]);
+    if (detail.pixels) drawn.push([detail.frame_id, new Uint8Array(detail.pixels).join()]);
   });
+  __wm.player.screen.watch(true);
 """
 
 

@@ -1,28 +1,50 @@
-/** The page: joins player, keys, mouse, pictures and hud. */
+/** The page: joins player, screen, keys, mouse, pads, pictures and hud. */
 
-import { at, drawGaps, drawNumbers, fit, notice, overlay, seats, state } from "./hud.js";
+import { Bindings } from "./bindings.js";
+import { Controls } from "./controls.js";
+import { Gamepads } from "./gamepad.js";
+import { Graph } from "./graph.js";
+import { at, drawNumbers, fit, notice, overlay, seats, state } from "./hud.js";
 import { hotbar } from "./keycaps.js";
 import { Keys } from "./keys.js";
 import { Look } from "./look.js";
 import { firstFrame, takePictures } from "./picture.js";
 import { Player, Refused } from "./player.js";
 import { ERROR } from "./protocol.js";
+import { Recorder, fileName, save } from "./recorder.js";
+import { makeScreen } from "./screen.js";
+import { keep, recall } from "./store.js";
 import { Timeline } from "./timeline.js";
 import { Wheel } from "./wheel.js";
 
 /** A world with more keys than these has them in a broad row below the picture. */
 const FEW_KEYS = 8;
+const SHORTCUTS = [
+  { id: "pause", code: "KeyP", text: "pause" },
+  { id: "reset", code: "KeyR", text: "start anew with this seed" },
+  { id: "graph-button", code: "KeyG", text: "the time of every frame" },
+];
 
-const canvas = /** @type {HTMLCanvasElement} */ (at("view"));
+const screen = await makeScreen(/** @type {HTMLCanvasElement} */ (at("view")));
 const [seedBox, fileBox, speedBox, invertBox] = ["seed", "file", "speed", "invert"].map((id) => /** @type {HTMLInputElement} */ (at(id)));
-const player = new Player(canvas);
-const keys = new Keys(at("keys"), (held) => {
+const [sceneBox, codecBox] = ["scene", "codec"].map((id) => /** @type {HTMLSelectElement} */ (at(id)));
+const player = new Player(screen);
+const bindings = new Bindings();
+const keys = new Keys(at("keys"), bindings, (held) => {
   wheel.hear(held);
   player.press(held, look.take());
 });
-const look = new Look(canvas, keys, (mouse) => player.look(keys.held, mouse));
+const look = new Look(screen.canvas, keys, (mouse) => player.look(keys.held, mouse));
 const wheel = new Wheel(at("screen"), keys);
 const timeline = new Timeline(at("timeline"), (frame) => player.seek(frame));
+const controls = new Controls(/** @type {HTMLDialogElement} */ (at("controls")), bindings);
+const graph = new Graph(at("graph"), at("graph-button"));
+const recorder = new Recorder(screen);
+new Gamepads(keys, look, (input) => controls.hear(input), (count) => {
+  at("pads").hidden = !count;
+});
+/** @type {Record<string, string>} */
+const CODECS = { "": "as the server likes", jpeg: "JPEG", png: "PNG, without loss", raw: "raw", h264: "H.264 video" };
 /** @type {string[]} */ const problems = [];
 let isPaused = false;
 let wasHidden = false;
@@ -65,13 +87,18 @@ function showPaused(wanted) {
 
 /** What the world listens to. @param {any} session */
 function showControls(session) {
-  keys.show(session.keys, session.fps);
+  bindings.show(session.model, session.keys);
+  keys.show(session.fps);
   wheel.show(hotbar(session.keys));
   look.show(session.capabilities.mouse, session.capabilities.messages_per_s);
   document.querySelector("main")?.classList.toggle("broad", session.keys.length > FEW_KEYS);
   at("look").hidden = at("hint").hidden = !session.capabilities.mouse;
-  at("pause").title = keys.caps.has("KeyP") ? "pause" : "pause (P)";
-  at("reset").title = "start anew with this seed" + (keys.caps.has("KeyR") ? "" : " (R)");
+  showShortcuts();
+}
+
+/** A key of the world is no shortcut of the page. */
+function showShortcuts() {
+  for (const { id, code, text } of SHORTCUTS) at(id).title = text + (keys.isBound(code) ? "" : ` (${code.slice(3)})`);
 }
 
 /** New sessions start from this picture; null: from the world's own. @param {string|null} image */
@@ -92,12 +119,54 @@ function showImage(image) {
 /** @param {File} file */
 async function startFromFile(file) {
   const { width, height } = player.session;
+  sceneBox.value = "";
+  player.scene = null;
   const number = ++pictures;
   try {
     const image = await firstFrame(file, width, height);
     if (number === pictures) startFrom(image);
   } catch {
     notice(`${file.name || "This"} is no picture that the browser can read.`);
+  }
+}
+
+/** The numbered scenes of the world; its own image wins over them. @param {number} count */
+function showScenes(count) {
+  at("scene-row").hidden = !count;
+  if (sceneBox.options.length === count + 1) return;
+  const scenes = Array.from({ length: count }, (_, scene) => new Option(String(scene + 1), String(scene)));
+  sceneBox.replaceChildren(new Option("as the seed has it", ""), ...scenes);
+}
+
+/** How frames may travel: what server and browser both know. @param {string[]} codecs */
+function showCodecs(codecs) {
+  const known = codecs.filter((codec) => codec !== "h264" || "VideoDecoder" in window);
+  codecBox.replaceChildren(...["", ...known].map((codec) => new Option(CODECS[codec] ?? codec, codec)));
+  codecBox.value = player.codec ?? "";
+}
+
+async function toggleRecording() {
+  if (!recorder.isRecording) recorder.start();
+  else {
+    const video = await recorder.stop();
+    save(video, fileName(player.session?.model ?? "world", player.seed, video.type));
+  }
+  showRecording();
+}
+
+function showRecording() {
+  const { isRecording, seconds } = recorder;
+  at("record").setAttribute("aria-pressed", String(isRecording));
+  const clock = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  at("record").textContent = isRecording ? `Stop ${clock}` : "Record";
+}
+
+async function download() {
+  try {
+    const { data, type } = await player.recording();
+    save(data, fileName(player.session.model, player.seed, type));
+  } catch (error) {
+    notice(error instanceof Error ? error.message : "There is no recording.");
   }
 }
 
@@ -114,7 +183,7 @@ function showSource(source) {
   at("badge").classList.toggle("real", source === "real");
   timeline.slider.disabled = source === "real"; // a game cannot go back
   for (const button of at("switch").querySelectorAll("button")) {
-    button.setAttribute("aria-checked", String(button.dataset.source === source));
+    button.setAttribute("aria-pressed", String(button.dataset.source === source));
   }
 }
 
@@ -122,6 +191,7 @@ async function refreshSeats() {
   try {
     const { models } = await (await fetch("/v1/models")).json();
     seats(models[0].limits);
+    showScenes(models[0].prompts);
   } catch {
     at("seats").replaceChildren();
   }
@@ -136,9 +206,10 @@ when("created", (session) => {
   timeline.show(session.capabilities, session.fps);
   at("fork").hidden = !session.capabilities.fork;
   showSource(session.source);
-  canvas.width = session.width;
-  canvas.height = session.height;
-  fit(canvas);
+  showCodecs(session.capabilities.codecs);
+  at("download").hidden = !session.capabilities.recording;
+  [screen.width, screen.height] = [session.width, session.height];
+  fit(screen);
   if (isPaused) player.control("pause");
   refreshSeats();
 });
@@ -180,7 +251,8 @@ when("ended", (code) => {
   state("", "ended");
 });
 when("problem", ({ code, message }) => problems.push(`${code}: ${message}`));
-when("size", () => fit(canvas));
+when("size", () => fit(screen));
+when("frame", () => recorder.follow());
 
 when("refused", (/** @type {Refused} */ refused) => {
   if (refused.status === 401) {
@@ -222,9 +294,38 @@ for (const button of at("switch").querySelectorAll("button")) {
   });
 }
 addEventListener("keydown", (event) => {
-  if (event.target instanceof HTMLInputElement || event.repeat || event.ctrlKey || event.metaKey || keys.caps.has(event.code)) return;
+  if (event.target instanceof HTMLInputElement || event.repeat || event.ctrlKey || event.metaKey || keys.isBound(event.code)) return;
+  if (document.querySelector("dialog[open]")) return;
   if (event.code === "KeyP") setPaused(!isPaused);
   if (event.code === "KeyR") reset();
+  if (event.code === "KeyG") graph.toggle();
+});
+// A button that was clicked does not keep the space bar from the world; one that was reached by Tab does.
+addEventListener("click", ({ detail, target }) => {
+  const button = target instanceof Element ? target.closest("button") : null;
+  if (detail && button && !button.closest("dialog")) button.blur();
+});
+at("controls-button").addEventListener("click", () => {
+  look.free();
+  keys.releaseAll();
+  controls.open();
+});
+bindings.addEventListener("change", () => {
+  keys.show();
+  showShortcuts();
+});
+at("record").hidden = !recorder.kind;
+at("record").addEventListener("click", toggleRecording);
+at("download").addEventListener("click", download);
+sceneBox.addEventListener("change", () => {
+  player.scene = sceneBox.value === "" ? null : Number(sceneBox.value);
+  sceneBox.blur();
+  startFrom(null);
+});
+codecBox.addEventListener("change", () => {
+  player.codec = codecBox.value || null;
+  keep("codec", player.codec);
+  open();
 });
 speedBox.addEventListener("input", () => {
   look.set({ speed: Number(speedBox.value) });
@@ -249,7 +350,8 @@ at("fork").addEventListener("click", async () => {
     notice(error instanceof Error ? error.message : "This session could not be copied.");
   }
 });
-addEventListener("resize", () => fit(canvas));
+addEventListener("resize", () => fit(screen));
+addEventListener("hashchange", () => /^#(join|token)=/.test(location.hash) && open());
 addEventListener("pagehide", () => player.leave());
 addEventListener("pageshow", (event) => event.persisted && open());
 document.addEventListener("visibilitychange", () => {
@@ -263,7 +365,8 @@ document.addEventListener("visibilitychange", () => {
 });
 setInterval(() => {
   drawNumbers(player);
-  drawGaps(player.shownAt, player.session?.fps ?? 30);
+  graph.draw(player.trace, player.session?.fps ?? 30);
+  if (recorder.isRecording) showRecording();
   timeline.follow(player.frameId);
 }, 250);
 setInterval(() => !document.hidden && refreshSeats(), 10000);
@@ -285,10 +388,13 @@ Object.defineProperty(window, "__wm", {
     get state() { return at("state").textContent; },
     get problems() { return problems; },
     get player() { return player; },
+    get decodes() { return screen.worker ? "worker" : "page"; },
     loseConnection: () => player.socket?.close(4000),
   },
 });
 
 showLook();
-fit(canvas);
+showRecording();
+fit(screen);
+player.codec = recall("codec");
 open();
