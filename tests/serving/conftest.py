@@ -265,17 +265,21 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page of a server and waits until it plays; afterwards no page may have complained."""
+    """Opens the page of a server and waits until it plays; afterwards no page may have complained.
+
+    `script` runs in the page before its own, `address` is what follows the server's.
+    """
     pages: list[Any] = []
 
-    def open_one(server: Server, **options: Any) -> Any:
+    def open_one(server: Server, script: str = "", address: str = "", **options: Any) -> Any:
         opened = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **options})
         opened.set_default_timeout(60_000)
         opened.complaints = []
         opened.on("console", lambda said: opened.complaints.append(said.text) if said.type == "error" else None)
         opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
         pages.append(opened)
-        opened.goto(server.url)
+        opened.add_init_script(script)
+        opened.goto(server.url + address)
         opened.wait_for_function("window.__wm?.frames > 10")
         return opened
 

@@ -36,6 +36,7 @@ def dream(page, keys: tuple[str, ...], frames: int = 25) -> dict[int, str]:
 
 
 def test_held_keys_change_the_picture_and_nothing_else_does(page):
+    assert page.evaluate("__wm.decodes") == "worker"
     page.evaluate(f"() => {{ {RECORD} }}")
     free, again, held = dream(page, ()), dream(page, ()), dream(page, ("ArrowRight", "ArrowUp"))
     common = sorted(free.keys() & again.keys() & held.keys())

@@ -66,7 +66,7 @@ export class Painter {
     const { canvas, context } = this;
     const { w, h } = header;
     if (canvas.width !== w || canvas.height !== h) [canvas.width, canvas.height] = [w, h];
-    context.drawImage(picture, 0, 0, w, h);
+    context.drawImage(picture, 0, 0, w, h, 0, 0, w, h); // a video's sides are even: what was added is cut off
     picture.close();
     const pixels = this.isWatched ? context.getImageData(0, 0, w, h).data.buffer : undefined;
     this._tell({ header, stream, ...(pixels && { pixels }) }, pixels ? [pixels] : []);
@@ -100,15 +100,6 @@ function opaque(rgb, { w, h }) {
   return picture;
 }
 
-/** The codec's full name, which the first unit of a stream holds. @param {Uint8Array} unit Annex B */
-function nameOf(unit) {
-  for (let i = 0; i + 6 < unit.length; i++) {
-    const isParameterSet = !unit[i] && !unit[i + 1] && unit[i + 2] === 1 && (unit[i + 3] & 31) === 7;
-    if (isParameterSet) return "avc1." + [...unit.subarray(i + 4, i + 7)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  }
-  return null;
-}
-
 /** H.264 as access units in Annex B; what comes before the first key unit cannot be decoded. */
 class Video {
   /**
@@ -121,13 +112,13 @@ class Video {
     /** @type {VideoDecoder|null} */ this.decoder = null;
     /** @type {string|null} */ this.name = null;
     this.units = 0;
-    /** @type {Map<number, Message>} those that are decoded, by the number of their last unit */ this.within = new Map();
+    /** @type {Map<number, Message>} by the number of their last unit */ this.within = new Map();
   }
 
   /** @param {Message} message */
   take(message) {
     try {
-      if (message.header.key) this._open(message.payloads[0]);
+      if (message.header.key) this._open(message.header.config);
       if (!this.decoder) throw new Error("the video does not begin with a key frame");
       for (const [index, data] of message.payloads.entries()) {
         const type = message.header.key && index === 0 ? "key" : "delta";
@@ -140,14 +131,14 @@ class Video {
     }
   }
 
-  /** @param {Uint8Array} unit the first of a stream */
-  _open(unit) {
-    const name = nameOf(unit);
-    if (this.decoder && (!name || name === this.name)) return;
+  /** @param {string|null} [name] the codec's full name, which every key frame has beside it */
+  _open(name) {
+    if (!name) throw new Error("the video does not say what it is");
+    if (this.decoder && name === this.name) return;
     this._end("another video began");
     this.name = name;
     this.decoder = new VideoDecoder({ output: (frame) => this._put(frame), error: (error) => this._end(String(error)) });
-    this.decoder.configure({ codec: name ?? "avc1.42e01f", optimizeForLatency: true });
+    this.decoder.configure({ codec: name, optimizeForLatency: true });
   }
 
   /** @param {VideoFrame} frame */

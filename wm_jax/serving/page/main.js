@@ -10,7 +10,7 @@ import { Keys } from "./keys.js";
 import { Look } from "./look.js";
 import { firstFrame, takePictures } from "./picture.js";
 import { Player, Refused } from "./player.js";
-import { ERROR } from "./protocol.js";
+import { CLOSE, ERROR } from "./protocol.js";
 import { Recorder, fileName, save } from "./recorder.js";
 import { makeScreen } from "./screen.js";
 import { keep, recall } from "./store.js";
@@ -162,12 +162,17 @@ function showRecording() {
 }
 
 async function download() {
+  const button = /** @type {HTMLButtonElement} */ (at("download"));
+  [button.disabled, button.textContent] = [true, "Making…"];
   try {
     const { data, type } = await player.recording();
     save(data, fileName(player.session.model, player.seed, type));
   } catch (error) {
-    notice(error instanceof Error ? error.message : "There is no recording.");
+    const isNone = error instanceof Refused && (error.status === 404 || error.code === ERROR.UNSUPPORTED);
+    button.hidden = isNone;
+    notice(isNone ? "This server keeps no recordings." : error instanceof Error ? error.message : "There is no recording.");
   }
+  [button.disabled, button.textContent] = [false, "Download"];
 }
 
 function showLook() {
@@ -204,10 +209,10 @@ when("created", (session) => {
   at("image").hidden = !session.capabilities.image;
   at("switch").hidden = session.capabilities.sources.length < 2;
   timeline.show(session.capabilities, session.fps);
+  document.body.classList.toggle("watching", session.isWatched);
   at("fork").hidden = !session.capabilities.fork;
   showSource(session.source);
   showCodecs(session.capabilities.codecs);
-  at("download").hidden = !session.capabilities.recording;
   [screen.width, screen.height] = [session.width, session.height];
   fit(screen);
   if (isPaused) player.control("pause");
@@ -218,7 +223,7 @@ when("status", ({ status, stage, progress }) => {
   if (status !== "running") look.free();
   if (status === "running") {
     overlay(null);
-    state("good", "playing");
+    state("good", player.session?.isWatched ? "watching" : "playing");
   } else if (status === "paused") {
     overlay({ title: "Paused", text: "The world waits.", button: "Resume" });
     state("", "paused");
@@ -247,7 +252,8 @@ when("lost", ({ attempt }) => {
 when("session.go_away", ({ reason }) => state("", reason));
 when("ended", (code) => {
   look.free();
-  overlay({ title: "Session ended", text: code === 4408 ? "You were away for a while." : "It went on elsewhere.", button: "Play" });
+  const texts = { [CLOSE.IDLE]: "You were away for a while.", [CLOSE.TAKEN_OVER]: "It went on elsewhere." };
+  overlay({ title: "Session ended", text: texts[code] ?? "Its player has left, or the server let it go.", button: "Play" });
   state("", "ended");
 });
 when("problem", ({ code, message }) => problems.push(`${code}: ${message}`));
@@ -256,7 +262,7 @@ when("frame", () => recorder.follow());
 
 when("refused", (/** @type {Refused} */ refused) => {
   if (refused.status === 401) {
-    overlay({ title: "This server is private", text: "It wants the secret it was started with.", asksSecret: true });
+    overlay({ title: "This server is private", text: player.secret ? refused.message : "It wants the secret it was started with.", asksSecret: true });
     state("bad", "locked");
   } else if (refused.status === 503) {
     const seconds = Math.max(2, Math.round(refused.retryMs / 1000));
@@ -296,9 +302,10 @@ for (const button of at("switch").querySelectorAll("button")) {
 addEventListener("keydown", (event) => {
   if (event.target instanceof HTMLInputElement || event.repeat || event.ctrlKey || event.metaKey || keys.isBound(event.code)) return;
   if (document.querySelector("dialog[open]")) return;
+  if (event.code === "KeyG") graph.toggle();
+  if (player.session?.isWatched) return;
   if (event.code === "KeyP") setPaused(!isPaused);
   if (event.code === "KeyR") reset();
-  if (event.code === "KeyG") graph.toggle();
 });
 // A button that was clicked does not keep the space bar from the world; one that was reached by Tab does.
 addEventListener("click", ({ detail, target }) => {

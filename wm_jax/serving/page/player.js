@@ -9,6 +9,8 @@ const RETRY_MS = [300, 700, 1500, 3000, 5000];
 const LINGER_S = 15;
 /** The page's own: what comes cannot be decoded. */
 const CLOSE_BROKEN = 4001;
+/** Whoever only watches has no other word in the matter. */
+const FOR_SPECTATORS = ["ping", "pong", "frame.ack"];
 /** @type {number[]} After these there is no session left to end. */
 const GONE = [CLOSE.NORMAL, CLOSE.GO_AWAY, CLOSE.UNKNOWN_SESSION, CLOSE.IDLE, CLOSE.TAKEN_OVER];
 
@@ -71,12 +73,14 @@ export class Player extends EventTarget {
   async open() {
     const epoch = ++this.epoch;
     this.socket?.close(CLOSE.NORMAL);
+    const left = this.leave();
     this.session = null;
-    await this.leave();
+    await left;
     if (epoch !== this.epoch) return;
     const fragment = takeFragment();
     if (fragment?.kind === "join") {
-      const [id, token] = fragment.value.split(".");
+      const [id, ...rest] = fragment.value.split(".");
+      const token = rest.join(".");
       this.ticket = { session_id: id, token };
       this._connect(id, token, epoch);
       return;
@@ -102,13 +106,14 @@ export class Player extends EventTarget {
 
   /** Gives the slot back. */
   async leave() {
-    if (this.ticket) this.leaving = this._end(this.ticket);
+    if (this.ticket && !this.session?.isWatched) this.leaving = this._end(this.ticket);
     this.ticket = null;
     await this.leaving;
   }
 
-  /** @param {object} message */
+  /** @param {{type: string}} message */
   send(message) {
+    if (this.session?.isWatched && !FOR_SPECTATORS.includes(message.type)) return;
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
@@ -169,7 +174,7 @@ export class Player extends EventTarget {
     return { p50: quantile(latencies, 0.5), p95: quantile(latencies, 0.95), count: latencies.length };
   }
 
-  /** The video that the server kept of this session. @returns {Promise<{data: Blob, type: string}>} */
+  /** What the server kept of this session: a file to replay, and the video. @returns {Promise<{data: Blob, type: string}>} */
   async recording() {
     const headers = { Authorization: `Bearer ${this.session.resumeToken}` };
     const answer = await fetch(`/v1/sessions/${this.session.id}/recording`, { headers });
@@ -194,7 +199,8 @@ export class Player extends EventTarget {
       if (epoch !== this.epoch) return;
       const isAsleep = code === CLOSE.GO_AWAY && this.session?.isAsleep;
       if (GONE.includes(code) && !isAsleep) this.ticket = null;
-      if (code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
+      const isOver = this.session?.isWatched && GONE.includes(code);
+      if (isOver || code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
       else if (isAsleep || (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL)) {
         this._retry(epoch, () => this._connect(this.session.id, this.session.resumeToken, epoch));
       } else this._retry(epoch, () => this.open());
@@ -206,8 +212,10 @@ export class Player extends EventTarget {
     if (message.type === "session.created") {
       this.attempt = 0;
       this.pressed.clear();
-      if (this.ticket) this.ticket.token = message.resume_token;
-      this.session = { ...message.session, capabilities: message.capabilities, resumeToken: message.resume_token };
+      const resumeToken = message.resume_token ?? this.ticket.token;
+      this.ticket.token = resumeToken;
+      const isWatched = message.role === "spectator";
+      this.session = { ...message.session, capabilities: message.capabilities, resumeToken, isWatched };
       this._tell("created", this.session);
     } else if (message.type === "ping") {
       this.send({ type: "pong", event_id: message.event_id, client_ts: message.client_ts });
