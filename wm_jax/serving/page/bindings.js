@@ -9,7 +9,10 @@ import { keep, recall } from "./store.js";
 /** @param {string} input */
 export const isPad = (input) => input.startsWith("Pad");
 /** @param {string|null} input */
-export const inputName = (input) => (input === null ? "–" : isPad(input) ? padName(input) : keyName(input));
+export function inputName(input) {
+  if (input === null) return "–";
+  return isPad(input) ? padName(input) : input.startsWith("Mouse") ? `mouse ${keyName(input)}` : keyName(input);
+}
 
 /** Events: `change`. */
 export class Bindings extends EventTarget {

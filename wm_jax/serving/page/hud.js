@@ -58,9 +58,12 @@ const FINE_ROWS = 200;
 
 /** The largest size that leaves room for what is around. @param {import("./screen.js").Screen} screen */
 export function fit({ canvas, width, height }) {
+  const isFlat = matchMedia("(max-height: 500px) and (orientation: landscape)").matches;
   const isNarrow = innerWidth <= 860;
   const below = document.querySelector("main.broad") ? at("keys").offsetHeight + 22 : 0;
-  const room = isNarrow
+  const room = isFlat
+    ? { w: innerWidth - 16, h: innerHeight - 16 }
+    : isNarrow
     ? { w: innerWidth - 24, h: Math.max(240, innerHeight * 0.52) }
     : { w: Math.min(innerWidth, below ? 1600 : 1180) - 388, h: Math.max(240, innerHeight - 86 - below) };
   const exact = Math.min(room.w / width, room.h / height);

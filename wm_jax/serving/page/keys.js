@@ -1,7 +1,6 @@
 /** Held keys: from the keyboard, the mouse, pads and fingers; their keycaps light up while held. */
 
-import { inputName } from "./bindings.js";
-import { drawKeycaps } from "./keycaps.js";
+import { drawKeycaps, keyName } from "./keycaps.js";
 import { drawTouch } from "./touch.js";
 
 /** A tap shorter than a frame would fall between two frames: it is stretched to this many. */
@@ -47,7 +46,7 @@ export class Keys {
   _draw() {
     this.root.classList.toggle("touch", this.isTouch);
     if (this.isTouch) drawTouch(this.root, this.bindings.keys, this);
-    else drawKeycaps(this.root, this.bindings.keys, (code) => inputName(this.bindings.of(code).key));
+    else drawKeycaps(this.root, this.bindings.keys, (code) => keyName(this.bindings.of(code).key));
     for (const code of this.held) this._light(code, true);
   }
 

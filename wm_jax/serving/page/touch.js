@@ -5,6 +5,8 @@ import { makeStick } from "./stick.js";
 
 /** A stick is good for going somewhere; whatever else its ways do has a button too, as a jump. */
 const GOING = /\b(up|down|left|right|forwards?|backwards?|back|ahead)\b/;
+/** More than these are made smaller. */
+const FEW = 6;
 /** @param {string} name @param {HTMLElement[]} inside */
 const box = (name, inside) => {
   const made = Object.assign(document.createElement("div"), { className: name });
@@ -24,7 +26,7 @@ export function drawTouch(root, keys, holder) {
   const button = (/** @type {{code: string, label: string}} */ { code, label }) => keycap(code, label, label);
   const rest = keys.filter((key) => !slots.includes(key.code) && !steered.some(({ code }) => code === key.code));
   const parts = sticks.map((ways) => makeStick(ways, holder));
-  parts.splice(1, 0, box("buttons", rest.map(button)));
+  parts.splice(1, 0, box(rest.length > FEW ? "buttons many" : "buttons", rest.map(button)));
   const row = keys.filter(({ code }) => slots.includes(code)).map(({ code, label }) => keycap(code, label, label.replace("hotbar ", "")));
   root.replaceChildren(...parts, ...(row.length ? [box("cluster hotbar", row)] : []));
 }
