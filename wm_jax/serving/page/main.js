@@ -135,7 +135,7 @@ function showScenes(count) {
   at("scene-row").hidden = !count;
   if (sceneBox.options.length === count + 1) return;
   const scenes = Array.from({ length: count }, (_, scene) => new Option(String(scene + 1), String(scene)));
-  sceneBox.replaceChildren(new Option("by the seed", ""), ...scenes);
+  sceneBox.replaceChildren(new Option("any", ""), ...scenes);
 }
 
 /** How frames may travel: what server and browser both know. @param {string[]} codecs */
