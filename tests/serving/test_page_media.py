@@ -92,7 +92,7 @@ def test_what_is_shown_can_be_recorded_and_saved(open_page, server):
     with page.expect_download() as saved:
         page.click("#record")
     assert saved.value.suggested_filename.startswith("tiny-seed0-") and saved.value.suggested_filename.endswith(".webm")
-    with av.open(io.BytesIO(saved.value.path().read_bytes())) as video:
+    with av.open(io.BytesIO(saved.value.path().read_bytes()), "r") as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) >= 5 and frames[0].shape == (512, 512, 3)
     assert np.ptp(frames[-1]) > 50 and np.abs(frames[-1].astype(int) - frames[0]).mean() > 1, "the world stands still"
@@ -104,7 +104,9 @@ def test_the_graph_shows_the_last_frames_and_is_remembered(open_page, server):
     assert page.locator("#graph").is_hidden()
     page.keyboard.press("KeyG")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("[...document.querySelectorAll('#graph tbody td')].every((cell) => Number(cell.textContent) > 0)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#graph tbody td')].every((cell) => Number(cell.textContent) > 0)"
+    )
     drawn = page.evaluate("""() => {
       const c = document.querySelector("#graph canvas");
       return c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some((value) => value > 0);

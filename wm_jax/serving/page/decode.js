@@ -85,7 +85,7 @@ export class Painter {
 
 /** The last picture of a message. @param {Message} message */
 function still({ header, payloads }) {
-  const bytes = payloads[payloads.length - 1];
+  const bytes = /** @type {Uint8Array<ArrayBuffer>} */ (payloads[payloads.length - 1]);
   const source = header.codec === "raw" ? opaque(bytes, header) : new Blob([bytes], { type: `image/${header.codec}` });
   return createImageBitmap(source);
 }

@@ -111,7 +111,7 @@ export class Player extends EventTarget {
     await this.leaving;
   }
 
-  /** @param {{type: string}} message */
+  /** @param {{type: string, [field: string]: unknown}} message */
   send(message) {
     if (this.session?.isWatched && !FOR_SPECTATORS.includes(message.type)) return;
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));

@@ -22,7 +22,8 @@ export class Screen {
   constructor(canvas, worker) {
     this.canvas = canvas;
     this.worker = worker;
-    [this.width, this.height] = [canvas.width, canvas.height];
+    this.width = canvas.width;
+    this.height = canvas.height;
     /** @type {(shown: Shown) => void} */ this.onShown = () => {};
     if (worker) {
       const drawn = canvas.transferControlToOffscreen();
