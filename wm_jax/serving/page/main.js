@@ -1,4 +1,4 @@
-/** The page: joins player, screen, keys, mouse, pads, pictures and hud. */
+/** The page: joins player, keys, mouse, pads, what sessions start from, what is saved, and hud. */
 
 import { Bindings } from "./bindings.js";
 import { Controls } from "./controls.js";
@@ -8,10 +8,10 @@ import { at, drawNumbers, fit, notice, overlay, seats, state } from "./hud.js";
 import { hotbar } from "./keycaps.js";
 import { Keys } from "./keys.js";
 import { Look } from "./look.js";
-import { firstFrame, takePictures } from "./picture.js";
+import { Opening } from "./opening.js";
 import { Player, Refused } from "./player.js";
 import { CLOSE, ERROR } from "./protocol.js";
-import { Recorder, fileName, save } from "./recorder.js";
+import { Saving } from "./saving.js";
 import { makeScreen } from "./screen.js";
 import { keep, recall } from "./store.js";
 import { Timeline } from "./timeline.js";
@@ -26,8 +26,8 @@ const SHORTCUTS = [
 ];
 
 const screen = await makeScreen(/** @type {HTMLCanvasElement} */ (at("view")));
-const [seedBox, fileBox, speedBox, invertBox] = ["seed", "file", "speed", "invert"].map((id) => /** @type {HTMLInputElement} */ (at(id)));
-const [sceneBox, codecBox] = ["scene", "codec"].map((id) => /** @type {HTMLSelectElement} */ (at(id)));
+const [seedBox, speedBox, invertBox] = ["seed", "speed", "invert"].map((id) => /** @type {HTMLInputElement} */ (at(id)));
+const codecBox = /** @type {HTMLSelectElement} */ (at("codec"));
 const player = new Player(screen);
 const bindings = new Bindings();
 const keys = new Keys(at("keys"), bindings, (held) => {
@@ -39,7 +39,12 @@ const wheel = new Wheel(at("screen"), keys);
 const timeline = new Timeline(at("timeline"), (frame) => player.seek(frame));
 const controls = new Controls(/** @type {HTMLDialogElement} */ (at("controls")), bindings);
 const graph = new Graph(at("graph"), at("graph-button"));
-const recorder = new Recorder(screen);
+const saving = new Saving(player);
+const opening = new Opening(player, () => {
+  player.source = "dream";
+  showPaused(false);
+  open();
+});
 new Gamepads(keys, look, (input) => controls.hear(input), (count) => {
   at("pads").hidden = !count;
 });
@@ -48,8 +53,6 @@ const CODECS = { "": "as the server likes", jpeg: "JPEG", png: "PNG, without los
 /** @type {string[]} */ const problems = [];
 let isPaused = false;
 let wasHidden = false;
-/** How many were given; only the newest one counts. */
-let pictures = 0;
 /** @type {number|undefined} */ let retry;
 
 /** @template T @param {string} name @param {(detail: any) => void} act */
@@ -101,43 +104,6 @@ function showShortcuts() {
   for (const { id, code, text } of SHORTCUTS) at(id).title = text + (keys.isBound(code) ? "" : ` (${code.slice(3)})`);
 }
 
-/** New sessions start from this picture; null: from the world's own. @param {string|null} image */
-function startFrom(image) {
-  showImage(image);
-  player.source = "dream";
-  showPaused(false);
-  open();
-}
-
-/** @param {string|null} image */
-function showImage(image) {
-  player.image = image;
-  at("own").hidden = !image;
-  if (image) /** @type {HTMLImageElement} */ (at("thumb")).src = image;
-}
-
-/** @param {File} file */
-async function startFromFile(file) {
-  const { width, height } = player.session;
-  sceneBox.value = "";
-  player.scene = null;
-  const number = ++pictures;
-  try {
-    const image = await firstFrame(file, width, height);
-    if (number === pictures) startFrom(image);
-  } catch {
-    notice(`${file.name || "This"} is no picture that the browser can read.`);
-  }
-}
-
-/** The numbered scenes of the world; its own image wins over them. @param {number} count */
-function showScenes(count) {
-  at("scene-row").hidden = !count;
-  if (sceneBox.options.length === count + 1) return;
-  const scenes = Array.from({ length: count }, (_, scene) => new Option(String(scene + 1), String(scene)));
-  sceneBox.replaceChildren(new Option("any", ""), ...scenes);
-}
-
 /** How frames may travel: what server and browser both know. @param {string[]} codecs */
 function showCodecs(codecs) {
   const known = codecs.filter((codec) => codec !== "h264" || "VideoDecoder" in window);
@@ -145,34 +111,10 @@ function showCodecs(codecs) {
   codecBox.value = player.codec ?? "";
 }
 
-async function toggleRecording() {
-  if (!recorder.isRecording) recorder.start();
-  else {
-    const video = await recorder.stop();
-    save(video, fileName(player.session?.model ?? "world", player.seed, video.type));
-  }
-  showRecording();
-}
-
-function showRecording() {
-  const { isRecording, seconds } = recorder;
-  at("record").setAttribute("aria-pressed", String(isRecording));
-  const clock = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-  at("record").textContent = isRecording ? `Stop ${clock}` : "Record";
-}
-
-async function download() {
-  const button = /** @type {HTMLButtonElement} */ (at("download"));
-  [button.disabled, button.textContent] = [true, "Making…"];
-  try {
-    const { data, type } = await player.recording();
-    save(data, fileName(player.session.model, player.seed, type));
-  } catch (error) {
-    const isNone = error instanceof Refused && (error.status === 404 || error.code === ERROR.UNSUPPORTED);
-    button.hidden = isNone;
-    notice(isNone ? "This server keeps no recordings." : error instanceof Error ? error.message : "There is no recording.");
-  }
-  [button.disabled, button.textContent] = [false, "Download"];
+/** @param {string|null} codec of new sessions; null: as the server likes */
+function chooseCodec(codec) {
+  player.codec = codec;
+  keep("codec", codec);
 }
 
 function showLook() {
@@ -196,7 +138,7 @@ async function refreshSeats() {
   try {
     const { models } = await (await fetch("/v1/models")).json();
     seats(models[0].limits);
-    showScenes(models[0].prompts);
+    opening.showScenes(models[0].prompts);
   } catch {
     at("seats").replaceChildren();
   }
@@ -258,7 +200,6 @@ when("ended", (code) => {
 });
 when("problem", ({ code, message }) => problems.push(`${code}: ${message}`));
 when("size", () => fit(screen));
-when("frame", () => recorder.follow());
 
 when("refused", (/** @type {Refused} */ refused) => {
   if (refused.status === 401) {
@@ -271,7 +212,8 @@ when("refused", (/** @type {Refused} */ refused) => {
     retry = setTimeout(open, 1000 * seconds);
     refreshSeats();
   } else {
-    if (refused.code === ERROR.WRONG_IMAGE || refused.code === ERROR.TOO_LARGE) showImage(null);
+    if (refused.code === ERROR.WRONG_IMAGE || refused.code === ERROR.TOO_LARGE) opening.forget();
+    chooseCodec(null); // another server of this address may have known more
     overlay({ title: "The server said no", text: refused.message, button: "Try again" });
     state("bad", "refused");
   }
@@ -321,17 +263,8 @@ bindings.addEventListener("change", () => {
   keys.show();
   showShortcuts();
 });
-at("record").hidden = !recorder.kind;
-at("record").addEventListener("click", toggleRecording);
-at("download").addEventListener("click", download);
-sceneBox.addEventListener("change", () => {
-  player.scene = sceneBox.value === "" ? null : Number(sceneBox.value);
-  sceneBox.blur();
-  startFrom(null);
-});
 codecBox.addEventListener("change", () => {
-  player.codec = codecBox.value || null;
-  keep("codec", player.codec);
+  chooseCodec(codecBox.value || null);
   open();
 });
 speedBox.addEventListener("input", () => {
@@ -339,14 +272,6 @@ speedBox.addEventListener("input", () => {
   showLook();
 });
 invertBox.addEventListener("change", () => look.set({ isInverted: invertBox.checked }));
-at("choose").addEventListener("click", () => fileBox.click());
-at("forget").addEventListener("click", () => startFrom(null));
-takePictures({
-  isWanted: () => player.session?.capabilities.image === true,
-  onHover: (isOver) => at("drop").classList.toggle("shown", isOver),
-  onPicture: startFromFile,
-  input: fileBox,
-});
 at("fork").addEventListener("click", async () => {
   const tab = window.open("", "_blank"); // at once: later it would be taken for an advertisement
   try {
@@ -373,7 +298,7 @@ document.addEventListener("visibilitychange", () => {
 setInterval(() => {
   drawNumbers(player);
   graph.draw(player.trace, player.session?.fps ?? 30);
-  if (recorder.isRecording) showRecording();
+  saving.show();
   timeline.follow(player.frameId);
 }, 250);
 setInterval(() => !document.hidden && refreshSeats(), 10000);
@@ -401,7 +326,6 @@ Object.defineProperty(window, "__wm", {
 });
 
 showLook();
-showRecording();
 fit(screen);
 player.codec = recall("codec");
 open();

@@ -174,12 +174,12 @@ export class Player extends EventTarget {
     return { p50: quantile(latencies, 0.5), p95: quantile(latencies, 0.95), count: latencies.length };
   }
 
-  /** What the server kept of this session: a file to replay, and the video. @returns {Promise<{data: Blob, type: string}>} */
+  /** What the server kept of this session: a file to replay, and the video. @returns {Promise<Blob>} */
   async recording() {
     const headers = { Authorization: `Bearer ${this.session.resumeToken}` };
     const answer = await fetch(`/v1/sessions/${this.session.id}/recording`, { headers });
     if (!answer.ok) throw new Refused(answer.status, await answer.json(), 0);
-    return { data: await answer.blob(), type: answer.headers.get("Content-Type") ?? "" };
+    return answer.blob();
   }
 
   /** @param {string} id @param {string} token @param {number} epoch */

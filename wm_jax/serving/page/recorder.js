@@ -17,6 +17,7 @@ export function fileName(model, seed, type) {
   return `${model}-seed${seed}-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.${ending}`;
 }
 
+/** The video; see `Saving` for its button. */
 export class Recorder {
   /** @param {import("./screen.js").Screen} screen */
   constructor(screen) {
