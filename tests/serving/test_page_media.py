@@ -23,12 +23,12 @@ def test_a_browser_without_a_worker_draws_the_same(open_page, server):
     assert [page.evaluate("__wm.decodes") for page in pages] == ["worker", "page"]
     for page in pages:
         page.evaluate(f"() => {{ {RECORD} }}")
-    worker, here = (dream(page, ("ArrowRight",)) for page in pages)
+    worker, here = (dream(page, ("ArrowRight",), frames=15) for page in pages)
     common = sorted(worker.keys() & here.keys())
     assert len(common) >= 3, "a busy machine may draw few of the frames"
     assert all(worker[frame] == here[frame] for frame in common)
-    free = dream(pages[1], ())
-    assert all(free[frame] != here[frame] for frame in free.keys() & here.keys())
+    free = dream(pages[1], (), frames=15)
+    assert any(free[frame] != here[frame] for frame in free.keys() & here.keys()), "keys change nothing"
 
 
 def message(seq: int, codec: str, payload: bytes, key: bool = True) -> list[int]:
@@ -45,7 +45,7 @@ def h264(colors: list[tuple[int, int, int]]) -> list[tuple[bytes, bool]]:
     encoder.width, encoder.height, encoder.pix_fmt = 64, 48, "yuv420p"
     encoder.framerate, encoder.time_base = Fraction(30), Fraction(1, 30)
     encoder.color_range = encoder.colorspace = encoder.color_primaries = encoder.color_trc = 1  # BT.709
-    encoder.options = {"tune": "zerolatency", "profile": "baseline", "g": "1000"}
+    encoder.options = {"tune": "zerolatency", "profile": "baseline", "g": "1000", "crf": "2"}
     pictures = [av.VideoFrame.from_ndarray(np.full((48, 64, 3), color, np.uint8)) for color in colors]
     frames = [one.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709) for one in pictures]
     packets = [packet for frame in [*frames, None] for packet in encoder.encode(frame)]
