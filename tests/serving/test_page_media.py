@@ -80,7 +80,10 @@ def test_video_and_raw_frames_are_decoded_and_what_cannot_be_is_told(open_page, 
     assert early["isLost"] and "key frame" in early["problem"]
     assert [one["seq"] for one in video] == [1, 2, 3] and {one["stream"] for one in video} == {7}
     for one, color in zip(video, (red, green, blue), strict=True):
-        assert np.abs(np.subtract(one["middle"], [*color, 255])).max() < 8, (one, color)
+        assert np.abs(np.subtract(one["middle"], [*color, 255])).max() < 12, (
+            one,
+            color,
+        )  # by the matrix of BT.601 it were 26
     assert plain["middle"] == [*green, 255]
     assert broken["problem"] and not broken["isLost"] and broken["seq"] == 5
 
