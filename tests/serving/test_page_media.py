@@ -116,7 +116,7 @@ def test_the_graph_shows_the_last_frames_and_is_remembered(open_page, server):
     }""")
     assert drawn and page.get_attribute("#graph-button", "aria-expanded") == "true"
     page.reload()
-    assert page.locator("#graph").is_visible()
+    page.locator("#graph").wait_for(state="visible")
 
 
 def test_a_token_in_the_address_opens_a_session_and_leaves_the_address(open_page, server, monkeypatch):
