@@ -14,7 +14,7 @@ from wm_jax.export.artifact import Artifact
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import Guard
 from wm_jax.serving.protocol import Error, ErrorCode, Refusal
-from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket
+from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket, add_webrtc
 from wm_jax.serving.service import Service
 from wm_jax.serving.websocket import error_message
 from wm_jax.types import Params, Prompt
@@ -26,6 +26,7 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_SESSION: 404,
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.UNKNOWN_SNAPSHOT: 404,
+    ErrorCode.RATE_LIMITED: 429,
     ErrorCode.FULL: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
@@ -38,10 +39,18 @@ def make_app(
     """The whole server as an ASGI application; it compiles once it runs."""
     service = Service(config, world, params, prompts, artifact)
 
+    peers = None
+    if service.has_webrtc:
+        from wm_jax.serving.webrtc import Peers
+
+        peers = Peers(service)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running():
             yield
+        if peers is not None:
+            await peers.close()
 
     app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -52,6 +61,8 @@ def make_app(
     add_health(app, service)
     add_sessions(app, service)
     add_socket(app, service)
+    if peers is not None:
+        add_webrtc(app, service, peers)
     add_page(app)
     return app
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import importlib.util
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from wm_jax.serving.bodies import (
     Media,
     ModelInfo,
 )
-from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.keeper import Keeper, captured, sound
 from wm_jax.serving.lobby import Lobby, Place
@@ -31,6 +32,7 @@ from wm_jax.serving.protocol import (
 )
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.snapshots import SnapshotStore, fingerprint
+from wm_jax.serving.video import offered_codecs
 from wm_jax.types import Params, Prompt
 from wm_jax.world import Playable
 
@@ -55,7 +57,11 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
-        engine = Engine(world, params, self.scenes, config.slots, artifact)
+        self.has_webrtc = importlib.util.find_spec("aiortc") is not None
+        if config.ice_servers and not self.has_webrtc:
+            raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install 'wm_jax[rtc]'")
+        offered_codecs()  # imports PyAV now, not while somebody plays
+        engine = Engine(world, params, self.scenes, config.slots, artifact, config.ladder)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)
