@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,12 +239,12 @@ def told(mouse_server: Server, monkeypatch: pytest.MonkeyPatch) -> list[tuple[li
     engine, codes = mouse_server.service.batcher.engine, mouse_server.world.config.controls.codes
     step = engine.step
 
-    def listen(controls: wm.Controls, active: np.ndarray) -> Any:
+    def listen(controls: wm.Controls, active: np.ndarray, chosen: Sequence[int] | None = None) -> Any:
         assert controls.mouse is not None and controls.mouse.dtype == np.float32
-        for slot in np.flatnonzero(active):
-            held = [code for code, is_held in zip(codes, controls.keys[slot], strict=True) if is_held]
-            rows.append((held, controls.mouse[slot].tolist()))
-        return step(controls, active)
+        for row in np.flatnonzero(active):
+            held = [code for code, is_held in zip(codes, controls.keys[row], strict=True) if is_held]
+            rows.append((held, controls.mouse[row].tolist()))
+        return step(controls, active, chosen)
 
     monkeypatch.setattr(engine, "step", listen)
     return rows
