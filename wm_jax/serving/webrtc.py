@@ -175,9 +175,9 @@ class RtcTransport:
 
     # ---- the connection's side
 
-    def begin(self, session: Session) -> None:
-        session.wants_pixels = True
+    def begin(self, session: Session) -> bool:
         self._outbox = session.outbox
+        return True
 
     async def receive(self) -> Said:
         said = await self._heard.get()

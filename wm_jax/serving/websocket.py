@@ -125,7 +125,7 @@ class Connection:
         place.connection = self
         place.was_connected = True
         place.heard_at = time.monotonic()
-        self._transport.begin(session)
+        session.wants_pixels = self._transport.begin(session)
         session.outbox.clear(self._transport.credit_window or self._lobby.config.credit_window)
         session.outbox.put(self._created)
         session.is_connected = True
