@@ -30,6 +30,7 @@ class StillEngine(Engine):
 
     def __init__(self) -> None:
         self.slots = 1
+        self.sizes = (1,)
 
     def compile(self, report) -> None:
         report("ready", 1.0)
@@ -37,7 +38,7 @@ class StillEngine(Engine):
     def seat(self, slot, opening) -> None:
         pass
 
-    def step(self, controls, active):
+    def step(self, controls, active, chosen=None):
         return np.zeros((1, 8, 8, 3), np.uint8)
 
 
@@ -46,6 +47,7 @@ class ForgetfulEngine(Engine):
 
     def __init__(self, lost: int) -> None:
         self.slots = 1
+        self.sizes = (1,)
         self.held = 0
         self._lost = lost
         self._steps = 0
@@ -66,7 +68,7 @@ class ForgetfulEngine(Engine):
     def take(self, slot) -> Memory:
         return Memory(self.held)
 
-    def step(self, controls, active):
+    def step(self, controls, active, chosen=None):
         self.held += int(controls.keys[0].sum())
         self._steps += 1
         return LostFrames() if self._steps == self._lost else Frames(self.held)

@@ -25,6 +25,8 @@ class ServeConfig:
       port: TCP port; 0 lets the system choose a free one.
       slots: Players at once: the rows of the one batched world. Each row costs time in every frame, so a CPU that
         plays alone is fastest with 1.
+      ladder: Whether there are programs for fewer players than slots as well (1, 2, 4, ...), so that few wait less. Each
+        costs a compile at the start; one whose frames would differ by a bit from those of all slots is not used.
       queue: Players who may wait for a slot once all are taken; more are sent away.
       fps: Frames a second of realtime sessions; None: as many as the world was made for. Where the device is too slow all
         get evenly fewer.
@@ -57,6 +59,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 1
+    ladder: bool = True
     queue: int = 8
     fps: float | None = None
     auth: str | None = None

@@ -61,7 +61,7 @@ class Service:
         if config.ice_servers and not self.has_webrtc:
             raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install 'wm_jax[rtc]'")
         offered_codecs()  # imports PyAV now, not while somebody plays
-        engine = Engine(world, params, self.scenes, config.slots, artifact)
+        engine = Engine(world, params, self.scenes, config.slots, artifact, config.ladder)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)
