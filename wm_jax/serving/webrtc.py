@@ -122,6 +122,7 @@ class RtcTransport:
         self._hang_up = hang_up
         self._max_message_bytes = max_message_bytes
         self._control: RTCDataChannel | None = None
+        self._input: RTCDataChannel | None = None
         self._outbox: Outbox | None = None
         self._heard: asyncio.Queue[Said | None] = asyncio.Queue()
         self._is_flooded = False
@@ -137,6 +138,10 @@ class RtcTransport:
         channel.on("close", self._is_closed.set)
 
     def use_input(self, channel: RTCDataChannel) -> None:
+        if self._input is not None:
+            channel.close()
+            return
+        self._input = channel
         channel.on("message", functools.partial(self._hear, self._read_input))
 
     def lose(self) -> None:
