@@ -100,6 +100,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "world" / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_both_stages_leave_a_world_that_loads_with_prompts_and_pictures(runs: Path) -> None:
     for name in ("autoencoder", "dynamics"):
         world, params = wm_jax.world.load(runs / name)
@@ -145,6 +146,7 @@ def test_a_stopped_run_started_again_ends_at_the_same_bits(runs: Path, monkeypat
     assert not (runs / "lent").exists(), "what the checkpoint holds was trained again"
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_all_weights_of_the_other_run(runs: Path) -> None:
     still = OptimizerConfig(learning_rate=0.0, warmup_steps=1)
     prepare.train(second_stage(autoencoder_from=None, init_from="dynamics", optimizer=still, steps=1), runs / "tuned")
