@@ -17,6 +17,7 @@ import httpx
 import jax
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 import wm_jax as wm
@@ -117,6 +118,18 @@ class Talk:
         return self.frames[before : before + count]
 
 
+def closing_code(socket, timeout: float = 20.0) -> tuple[int, list[dict]]:
+    """How the server ended the connection, and its last messages."""
+    messages = []
+    try:
+        while True:
+            data = socket.recv(timeout)
+            messages += [json.loads(data)] if isinstance(data, str) else []
+    except ConnectionClosed as closed:
+        assert closed.rcvd is not None
+        return closed.rcvd.code, messages
+
+
 @pytest.fixture(scope="session")
 def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny world inside a run's folder, with prompts like the served one's, so that it is compiled already."""
@@ -145,7 +158,9 @@ def tiny_prompts(keys: int = 4) -> wm.Prompt:
 @contextlib.contextmanager
 def serving(world: Playable[Any], params: Any, prompts: wm.Prompt, **settings: Any) -> Iterator[Server]:
     """A server of this world, ready to play; stopped as by a signal, its players told."""
-    config = ServeConfig(**{"port": 0, "slots": 2, "drain_s": 0.2, "max_step_frames": 64, "queue": 0, **settings})
+    config = ServeConfig(
+        **{"port": 0, "slots": 2, "ladder": False, "drain_s": 0.2, "max_step_frames": 64, "queue": 0, **settings}
+    )
     app = make_app(config, world, params, prompts)
     with bind(config) as sock:
         uvicorn = make_server(config, app)

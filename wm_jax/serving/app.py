@@ -7,14 +7,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from wm_jax.export.artifact import Artifact
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import Guard
+from wm_jax.serving.logs import Traced
 from wm_jax.serving.protocol import Error, ErrorCode, Refusal
-from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket
+from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket, add_tokens, add_webrtc
 from wm_jax.serving.service import Service
 from wm_jax.serving.websocket import error_message
 from wm_jax.types import Params, Prompt
@@ -26,10 +28,19 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_SESSION: 404,
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.UNKNOWN_SNAPSHOT: 404,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.TOO_MANY_SESSIONS: 429,
     ErrorCode.FULL: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
 }
+
+CROSS_ORIGIN: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
+    "expose_headers": ["Retry-After", "X-Request-Id"],
+}
+"""What a page of one of `--allow-origins` may ask and read; a browser asks first whether it may."""
 
 
 def make_app(
@@ -38,20 +49,37 @@ def make_app(
     """The whole server as an ASGI application; it compiles once it runs."""
     service = Service(config, world, params, prompts, artifact)
 
+    peers = None
+    if service.has_webrtc:
+        from wm_jax.serving.webrtc import Peers
+
+        peers = Peers(service)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running():
             yield
+        if peers is not None:
+            await peers.close()
 
-    app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    refused: dict[int | str, dict[str, Any]] = {"default": {"model": Error, "description": "What is refused, and why"}}
+    app = FastAPI(
+        title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refused
+    )  # fmt: skip
     app.state.service = service
     app.add_middleware(Guard, config=config)
+    app.add_middleware(Traced)
+    # The outermost, so that a page of another site can read why it was refused as well.
+    app.add_middleware(CORSMiddleware, allow_origins=config.allow_origins, **CROSS_ORIGIN)
     app.add_exception_handler(Refusal, _answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     add_health(app, service)
+    add_tokens(app, service)
     add_sessions(app, service)
     add_socket(app, service)
+    if peers is not None:
+        add_webrtc(app, service, peers)
     add_page(app)
     return app
 

@@ -3,7 +3,14 @@
 import dataclasses
 import ipaddress
 import os
+import re
 from pathlib import Path
+from typing import Literal, NamedTuple
+
+ICE_SERVER = re.compile(
+    r"(?P<scheme>stun|turns?):((?P<username>[^:@]+):(?P<credential>[^@]+)@)?(?P<host>[^:@?,<>]+(:\d+)?(\?transport=(udp|tcp))?)"
+)
+LogKind = Literal["console", "json"]
 
 
 class ServeConfigError(ValueError):
@@ -19,6 +26,8 @@ class ServeConfig:
       port: TCP port; 0 lets the system choose a free one.
       slots: Players at once: the rows of the one batched world. Each row costs time in every frame, so a CPU that
         plays alone is fastest with 1.
+      ladder: Whether there are programs for fewer players than slots as well (1, 2, 4, ...), so that few wait less. Each
+        costs a compile at the start; one whose frames would differ by a bit from those of all slots is not used.
       queue: Players who may wait for a slot once all are taken; more are sent away.
       fps: Frames a second of realtime sessions; None: as many as the world was made for. Where the device is too slow all
         get evenly fewer.
@@ -29,7 +38,9 @@ class ServeConfig:
       quality: JPEG quality, 1 to 100, where the client does not say.
       token_s: Seconds in which a new session must be connected.
       linger_s: Seconds a session outlives its dropped connection, where the client does not say.
+      spectators: Sockets that may watch one session, beside its player's.
       idle_s: Seconds of silence after which a client is sent away.
+      log: How log lines look on standard error: for people, or a JSON object each.
       drain_s: Seconds players get to leave when the server is told to stop.
       max_message_bytes: The longest message a client may send over the WebSocket.
       max_body_bytes: The longest body of an HTTP request.
@@ -44,11 +55,14 @@ class ServeConfig:
       snapshot_every_s: Seconds from one writing of a session to the next.
       snapshot_mb: What that folder may hold; the oldest make room.
       snapshot_age_s: Seconds after which what is written there is removed.
+      ice_servers: Over WebRTC, for players behind a NAT: "stun:host:port", "turn:user:password@host:port". Who may play is
+        told them. None by default: then players must reach this machine's own addresses, by UDP.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 1
+    ladder: bool = True
     queue: int = 8
     fps: float | None = None
     auth: str | None = None
@@ -58,7 +72,9 @@ class ServeConfig:
     quality: int = 90
     token_s: float = 60.0
     linger_s: float = 60.0
+    spectators: int = 8
     idle_s: float = 300.0
+    log: LogKind = "console"
     drain_s: float = 3.0
     max_message_bytes: int = 65_536
     max_body_bytes: int = 1_048_576
@@ -72,6 +88,7 @@ class ServeConfig:
     snapshot_every_s: float = 5.0
     snapshot_mb: float = 4096.0
     snapshot_age_s: float = 86_400.0
+    ice_servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -93,6 +110,10 @@ class ServeConfig:
             )
         if not self.snapshot_every_s > 0 or not self.snapshot_mb > 0 or not self.snapshot_age_s > 0:
             raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")
+        for server in self.ice_servers:
+            parse_ice_server(server)
+        if self.spectators < 0:
+            raise ServeConfigError(f"spectators is {self.spectators}; 0 lets nobody watch")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:
@@ -100,6 +121,28 @@ class ServeConfig:
                 f"host {self.host} can be reached from other machines and auth is not set: pass --auth SECRET, "
                 "or listen on 127.0.0.1"
             )
+
+
+class IceServer(NamedTuple):
+    """A server that finds a way for WebRTC: STUN tells us our address, TURN carries our packets."""
+
+    url: str
+    username: str | None
+    credential: str | None
+
+
+def parse_ice_server(text: str) -> IceServer:
+    """The server of one `ice_servers` entry.
+
+    Raises:
+      ServeConfigError: it is not written as one.
+    """
+    found = ICE_SERVER.fullmatch(text)
+    if found is None or (found["scheme"] != "stun") != (found["username"] is not None):
+        raise ServeConfigError(
+            f'ice_servers has {text!r}; it takes "stun:host:port" and "turn:user:password@host:port"'
+        )
+    return IceServer(f"{found['scheme']}:{found['host']}", found["username"], found["credential"])
 
 
 def is_loopback(host: str) -> bool:

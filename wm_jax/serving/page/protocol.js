@@ -33,6 +33,8 @@ export const ERROR = Object.freeze({
   BAD_ACK: "bad_ack",
   UNAUTHORIZED: "unauthorized",
   FORBIDDEN_ORIGIN: "forbidden_origin",
+  READ_ONLY: "read_only",
+  TOO_MANY_SESSIONS: "too_many_sessions",
   UNKNOWN_SESSION: "unknown_session",
   UNKNOWN_MODEL: "unknown_model",
   UNKNOWN_SNAPSHOT: "unknown_snapshot",
@@ -79,7 +81,7 @@ export const ERROR = Object.freeze({
  * @property {boolean} [image]
  * @property {boolean} [mouse]
  * @property {("dream"|"real")[]} sources
- * @property {("jpeg"|"png"|"raw")[]} codecs
+ * @property {("jpeg"|"png"|"raw"|"h264")[]} codecs
  * @property {number} credit_window
  * @property {number} max_step_frames
  * @property {number} messages_per_s
@@ -132,11 +134,12 @@ export const ERROR = Object.freeze({
  * @property {number} seq
  * @property {number} frame_id
  * @property {number} n
- * @property {"jpeg"|"png"|"raw"} codec
+ * @property {"jpeg"|"png"|"raw"|"h264"} codec
  * @property {number} w
  * @property {number} h
  * @property {number[]} lengths
  * @property {boolean} [key]
+ * @property {string|null} [config]
  * @property {number} pts_ms
  * @property {string|number|null} [last_event_id]
  * @property {number|null} [last_client_ts]
@@ -174,7 +177,7 @@ export const ERROR = Object.freeze({
  */
 /**
  * @typedef {Object} Media
- * @property {"jpeg"|"png"|"raw"} [codec]
+ * @property {"jpeg"|"png"|"raw"|"h264"} [codec]
  * @property {number|null} [quality]
  * @property {number|null} [max_fps]
  */
@@ -194,7 +197,7 @@ export const ERROR = Object.freeze({
  * @property {boolean} [fork]
  * @property {boolean} [stepped]
  * @property {("dream"|"real")[]} sources
- * @property {("jpeg"|"png"|"raw")[]} codecs
+ * @property {("jpeg"|"png"|"raw"|"h264")[]} codecs
  * @property {Limits} limits
  */
 /**
@@ -228,7 +231,8 @@ export const ERROR = Object.freeze({
  * @property {Protocol} [protocol]
  * @property {SessionInfo} session
  * @property {Capabilities} capabilities
- * @property {string} resume_token
+ * @property {"player"|"spectator"} [role]
+ * @property {string|null} [resume_token]
  */
 /**
  * @typedef {Object} SessionEnded
@@ -251,7 +255,7 @@ export const ERROR = Object.freeze({
  * @property {number} [frames]
  * @property {number|null} [resumed_at]
  * @property {number} seed
- * @property {"jpeg"|"png"|"raw"} codec
+ * @property {"jpeg"|"png"|"raw"|"h264"} codec
  * @property {KeyInfo[]} keys
  * @property {boolean} [mouse]
  */
