@@ -1,5 +1,6 @@
 """The front door: python serve.py."""
 
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,9 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 import serve
+import wm_jax as wm
+from wm_jax.checkpoint import save_world
+from wm_jax.client import connect as connect_session
 
 
 def run_main(monkeypatch, *arguments: object) -> int:
@@ -136,6 +140,32 @@ def test_a_published_world_wants_its_weights_and_a_folder_wants_none_of_that(mon
     assert "are for oasis-500m" in capsys.readouterr().out
     assert run_main(monkeypatch, world_folder, "--prompt", "a.png") == 2
     assert "world 'tiny' does not go on from a single image" in capsys.readouterr().out
+
+
+def test_a_recording_is_replayed_without_a_server(monkeypatch, capsys, server, world_folder, tmp_path):
+    """To the pixel that the player saw; what was played in another world is not."""
+    monkeypatch.setattr("wm_jax.serving.engine.use_compile_cache", lambda folder: None)
+    with connect_session(server.url, seed=3, codec="raw") as session:
+        seen = [session.step(["ArrowUp"], frames=18)]
+        session.seek(17)
+        seen.append(session.step(["ArrowLeft"], frames=4))
+        session.record(tmp_path / "a.zip")
+    out = ("--replay", tmp_path / "a.zip", "--out", tmp_path / "again.mp4", "--lossless")
+    monkeypatch.setattr(sys, "argv", ["serve.py", *map(str, (world_folder, *out))])
+    serve.main()
+    said = capsys.readouterr().out
+    known = hashlib.sha256(np.concatenate(seen).tobytes()).hexdigest()
+    assert "22 frames at 30 fps" in said and f"sha256 of all pixels {known}, as when it was recorded" in said
+    assert "may differ" not in said
+    np.testing.assert_array_equal(np.load(tmp_path / "again.npy"), np.concatenate(seen))
+    with av.open(str(tmp_path / "again.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 22
+    world, params = wm.tiny_world(1)
+    save_world(tmp_path / "other", world.config, params)
+    assert run_main(monkeypatch, tmp_path / "other", *out) == 2
+    assert "replay it with the world it was played in" in capsys.readouterr().out
+    assert run_main(monkeypatch, world_folder, "--replay", tmp_path / "again.npy") == 2
+    assert "no readable recording" in capsys.readouterr().out
 
 
 @pytest.mark.oasis

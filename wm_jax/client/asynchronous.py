@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from wm_jax.client.recordings import record
 from wm_jax.rest import ServerError, request
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import AUTH_PREFIX, FramesHeader
@@ -26,11 +28,13 @@ class Client:
     Attributes:
       created: The first message, `session.created`.
       wire: How messages travel.
+      url: The server's.
     """
 
     socket: ClientConnection
     created: dict[str, Any]
     wire: Wire
+    url: str
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
     _video: H264Decoder | None = None
 
@@ -52,6 +56,15 @@ class Client:
         header, payloads = heard
         await self.send("frame.ack", seq=header.seq)
         return header, [self._decode(header, payload) for payload in payloads]
+
+    async def record(self, path: str | Path, video: bool = True) -> Path:
+        """Writes the session's recording so far to a file; see `Session.record`.
+
+        Raises:
+          ServerError: no slot is free for the video, or the server records nothing.
+        """
+        session, token = self.created["session"]["id"], self.created["resume_token"]
+        return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
 
     async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
         """Frames as they come."""
@@ -102,7 +115,7 @@ async def open_session(
             assert isinstance(first, dict), "frames before session.created"
             if first["type"] != "session.created":
                 raise ServerError(f"{first.get('code')}: {first.get('message')}")
-            yield Client(socket, first, spoken)
+            yield Client(socket, first, spoken, url)
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):

@@ -16,6 +16,7 @@ from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import Guard
 from wm_jax.serving.logs import Traced
 from wm_jax.serving.protocol import Error, ErrorCode, Refusal
+from wm_jax.serving.recording_routes import add_recordings, add_rollouts
 from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket, add_tokens, add_webrtc
 from wm_jax.serving.service import Service
 from wm_jax.serving.websocket import error_message
@@ -30,7 +31,10 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_SNAPSHOT: 404,
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.TOO_MANY_SESSIONS: 429,
+    ErrorCode.UNKNOWN_ROLLOUT: 404,
+    ErrorCode.TOO_LARGE: 413,
     ErrorCode.FULL: 503,
+    ErrorCode.BUSY: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
 }
@@ -77,6 +81,8 @@ def make_app(
     add_health(app, service)
     add_tokens(app, service)
     add_sessions(app, service)
+    add_recordings(app, service)
+    add_rollouts(app, service)
     add_socket(app, service)
     if peers is not None:
         add_webrtc(app, service, peers)

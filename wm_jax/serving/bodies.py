@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from wm_jax.serving.protocol import Codec, ErrorCode, KeyInfo, Message, Mode, Protocol, Queue, Source
+from wm_jax.serving.protocol import Codec, ErrorCode, Held, KeyInfo, Message, Mode, Protocol, Queue, Source
 
 
 class SessionInit(Message):
@@ -122,6 +122,55 @@ class SessionState(Message):
     frames: int
     dropped: int
     seconds: float
+
+
+class ScriptEvent(Held):
+    """What is done from a frame on: keys stay held until a later event, the mouse is moved in this frame alone."""
+
+    frame: int = Field(ge=0)
+
+
+class RolloutScript(Message):
+    """One dream: what it starts from, how many frames it has, and what is done in them, in ascending order."""
+
+    init: SessionInit = SessionInit()
+    frames: int = Field(ge=1)
+    events: list[ScriptEvent] = Field(default_factory=list[ScriptEvent], max_length=100_000)
+
+
+class CreateRollout(Message):
+    """Body of `POST /v1/rollouts`: scripts that are dreamt beside each other.
+
+    Attributes:
+      video: Every recording holds `video.mp4`.
+      lossless: Every recording holds `frames.npy`, uint8 `[t h w 3]`.
+    """
+
+    model: str | None = None
+    scripts: list[RolloutScript] = Field(min_length=1, max_length=256)
+    video: bool = True
+    lossless: bool = False
+
+
+class RolloutState(Message):
+    """Answer of `POST /v1/rollouts` and `GET /v1/rollouts/{id}`.
+
+    Attributes:
+      status: queued, running, done, failed or removed.
+      position: 1 is next, while it is queued.
+      done: Frames so far, of `frames` in all scripts. A script that gave its slot to a player begins again.
+      expires_at: Seconds since the epoch when a finished one is removed; earlier if the server needs the room.
+    """
+
+    rollout_id: str
+    status: str
+    code: ErrorCode | None = None
+    message: str | None = None
+    position: int | None = None
+    scripts: int
+    frames: int
+    done: int
+    expires_at: float | None = None
 
 
 class Limits(Message):

@@ -14,6 +14,7 @@ from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.events import EventLog
 from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
@@ -148,10 +149,7 @@ class Lobby:
         Raises:
           Refusal: the server is full, about to stop, or its world has failed.
         """
-        if self.batcher.stage.failure is not None:
-            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
-        if self.is_draining:
-            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
+        self.check_open()
         if (self._waiting or not self.batcher.free_slots) and len(self._waiting) >= self.config.queue:
             line = f" and {self.config.queue} wait for one" if self.config.queue else ""
             raise Refusal(
@@ -165,6 +163,17 @@ class Lobby:
         if mine >= permit.max_sessions:
             text = f"this token has {mine} sessions here, as many as it may have at once; end one, or ask for another token"
             raise Refusal(ErrorCode.TOO_MANY_SESSIONS, text, retry_after_ms=5_000)
+
+    def check_open(self) -> None:
+        """Passes where anything may begin.
+
+        Raises:
+          Refusal: the server is about to stop, or its world has failed.
+        """
+        if self.batcher.stage.failure is not None:
+            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
+        if self.is_draining:
+            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         models.check_codec(body.media.codec, body.mode)
@@ -180,6 +189,7 @@ class Lobby:
             max_fps=body.media.max_fps,
             max_step_frames=self.config.max_step_frames,
             history=History(self.kept_frames, self.config.history_every),
+            events=EventLog(self.config.record_frames),
         )
 
     def _seat(
@@ -346,8 +356,7 @@ class Lobby:
                 connection.tell(message)
         while self._connected() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        if self.keeper is not None:
-            self.batcher.hold()  # nobody is shown a frame that is not in what is written
+        self.batcher.hold()  # nobody is shown a frame that is not in what is written
         for place in list(self._places.values()):
             await self._keep(place)
         finishing = [connection for place in self._places.values() for connection in _sockets(place)]

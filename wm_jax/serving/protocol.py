@@ -47,6 +47,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_SESSION = "unknown_session"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_SNAPSHOT = "unknown_snapshot"
+    UNKNOWN_ROLLOUT = "unknown_rollout"
     WRONG_VERSION = "wrong_version"
     WRONG_IMAGE = "wrong_image"
     FULL = "full"

@@ -12,8 +12,9 @@ from typing import Any
 from wm_jax import envs
 from wm_jax.export.artifact import Artifact
 from wm_jax.serving import models
-from wm_jax.serving.batcher import Batcher, Delivery
+from wm_jax.serving.batcher import Batcher, Delivery, show_all
 from wm_jax.serving.bodies import (
+    CreateRollout,
     CreateSession,
     ForkSession,
     Media,
@@ -21,6 +22,7 @@ from wm_jax.serving.bodies import (
 )
 from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.engine import Engine, Scenes
+from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper, Terms, captured, sound
 from wm_jax.serving.lobby import Lobby, Place
 from wm_jax.serving.protocol import (
@@ -32,7 +34,11 @@ from wm_jax.serving.protocol import (
     Source,
 )
 from wm_jax.serving.real import Arcade
-from wm_jax.serving.snapshots import SnapshotStore, fingerprint
+from wm_jax.serving.recording import Identity, identity
+from wm_jax.serving.rollouts import Rollout, Rollouts
+from wm_jax.serving.session import Opening
+from wm_jax.serving.snapshots import SnapshotStore
+from wm_jax.serving.studio import Studio
 from wm_jax.serving.tokens import Permit, Tokens, bearer, is_signed
 from wm_jax.serving.video import offered_codecs
 from wm_jax.types import Params, Prompt
@@ -68,15 +74,18 @@ class Service:
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)
-        self.keeper = _keeper(config, world, params, self.scenes.count, self.batcher)
+        known = identity(world, params, prompts, config.slots)
+        self.keeper = _keeper(config, known, self.batcher)
         self.lobby = Lobby(config, self.world.controls, fps, self.batcher, engine.memory_bytes, self.keeper)
+        self.studio = Studio(known, self.batcher, fps, History(self.lobby.kept_frames, config.history_every))
+        self.rollouts = Rollouts(config, self.world.controls, self.world.image, self.studio)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compiles and plays in the background while the server is up."""
         self.loop = asyncio.get_running_loop()
         self.batcher.begin()
-        forever = [asyncio.create_task(self.lobby.sweep_forever())]
+        forever = [asyncio.create_task(task) for task in (self.lobby.sweep_forever(), self.rollouts.run_forever())]
         if self.keeper is not None:
             forever.append(asyncio.create_task(self.lobby.keep_forever()))
         try:
@@ -84,22 +93,51 @@ class Service:
         finally:
             for task in forever:
                 task.cancel()
+            self.rollouts.close()
             await self.lobby.drain()
             await asyncio.to_thread(self.batcher.stop)
+            await asyncio.to_thread(self.studio.close)
 
     def _deliver(self, delivery: Delivery) -> None:
         if delivery and self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(_show_all, delivery)
+            self.loop.call_soon_threadsafe(show_all, delivery)
 
     async def create(self, body: CreateSession, permit: Permit | None = None) -> Place:
         """Seats a new session, or refuses to; with the permit of an ephemeral token only what that allows."""
         if permit is not None:
             permit.check_model(body.model or self.world.name)
+        return self.lobby.create(body, await self._opening(body), permit)
+
+    async def _opening(self, body: CreateSession) -> Opening:
         opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
         if body.init.snapshot is not None:
             _, moment = await self._kept("init.snapshot").load(body.init.snapshot)
             opening = moment.opening
-        return self.lobby.create(body, opening, permit)
+        return opening
+
+    async def record(self, place: Place, has_video: bool) -> Path:
+        """The recording of a session so far, in a file that is the caller's to remove.
+
+        Raises:
+          Refusal: nothing is written down here or of this session, or there is no slot for the video.
+        """
+        if not self.config.record_frames:
+            raise Refusal(ErrorCode.UNSUPPORTED, "this server records nothing: it was started with --record-frames 0")
+        events = place.session.events
+        if events is None:
+            text = "nothing of this session can be played again yet: it has made no frame, or its log is too short"
+            raise Refusal(ErrorCode.BUSY, text, retry_after_ms=1000)
+        return await self.studio.record(events, has_video)
+
+    async def roll_out(self, body: CreateRollout) -> Rollout:
+        """Puts scripts in line, to be dreamt in slots that no player needs.
+
+        Raises:
+          Refusal: the server is about to stop or its world has failed; or they cannot be dreamt.
+        """
+        self.lobby.check_open()
+        asked = [CreateSession(model=body.model, init=script.init) for script in body.scripts]
+        return self.rollouts.create(body, [await self._opening(one) for one in asked])
 
     async def come_back(self, session_id: str, resume_token: str) -> Place:
         """The session of that name, from the disk if it is not here; whoever comes must know its token.
@@ -226,15 +264,10 @@ def _is_of(place: Place, permit: Permit) -> bool:
     return place.permit is not None and place.permit.jti == permit.jti
 
 
-def _keeper(config: ServeConfig, world: Playable[Any], params: Params, scenes: int, batcher: Batcher) -> Keeper | None:
+def _keeper(config: ServeConfig, known: Identity, batcher: Batcher) -> Keeper | None:
     if config.snapshots is None:
         return None
     folder = Path(config.snapshots).expanduser()
-    known = fingerprint(world, params)
-    store = SnapshotStore(folder, world, known, scenes, config.snapshot_mb, config.snapshot_age_s)
+    weights = known.weights_sha256
+    store = SnapshotStore(folder, known.world, weights, known.scenes, config.snapshot_mb, config.snapshot_age_s)
     return Keeper(store, batcher.capture)
-
-
-def _show_all(delivery: Delivery) -> None:
-    for session, frame in delivery:
-        session.show(frame)

@@ -1,6 +1,7 @@
 """What outlives the process: one safetensors file a session, with all it remembers and what a server must know of it."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -108,7 +109,7 @@ class SnapshotStore:
         path, partial = self._path(name), self._folder / f"{name}.{os.getpid()}.{time.monotonic_ns()}.tmp"
         try:
             try:
-                save_file(_arrays(moment.opening), partial, {"record": record.model_dump_json()})
+                save_file(arrays_of(moment.opening), partial, {"record": record.model_dump_json()})
             except SafetensorError as error:
                 raise OSError(f"{partial.parent}: {error}") from None
             with partial.open("rb") as written:
@@ -194,22 +195,39 @@ class SnapshotStore:
         return record
 
     def _opening(self, name: str, record: Record, arrays: dict[str, np.ndarray]) -> Opening:
-        image = arrays.pop("image", None)
-        known = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self._shapes)}
-        wanted = {key: (leaf.dtype, leaf.shape) for key, leaf in known.items()}
-        found = {key: (array.dtype, array.shape) for key, array in arrays.items()}
-        is_image = image is None or (image.shape == self._image and image.dtype == np.uint8)
-        if not is_image or (found and found != wanted):
-            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} has other arrays than this world remembers")
-        state = jax.tree.unflatten(jax.tree.structure(self._shapes), [arrays[key] for key in known]) if found else None
-        if record.prompt is not None and record.prompt >= self._scenes:
-            text = f"snapshot {name} began with scene {record.prompt}, this world ships {self._scenes} (from 0)"
-            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, text)
-        memory = None if state is None else Memory(state, record.stream)
-        return Opening(record.seed, record.prompt, image, memory)
+        bare_opening = Opening(record.seed, record.prompt)
+        try:
+            return opening_of(arrays, bare_opening, record.stream, self._shapes, self._image, self._scenes)
+        except ValueError as error:
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} {error}") from None
 
 
-def _arrays(opening: Opening) -> dict[str, np.ndarray]:
+def opening_of(
+    arrays: dict[str, np.ndarray], bare: Opening, stream: Any, shapes: Any, image_shape: tuple[int, ...], scenes: int
+) -> Opening:
+    """An opening of these arrays, as `arrays_of` names them; `bare` is the same without them.
+
+    Raises:
+      ValueError: they are not those of a world whose state has these shapes, or the world has no such scene.
+    """
+    state = {key: array for key, array in arrays.items() if key != "image"}
+    image = arrays.get("image")
+    known = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    wanted = {key: (leaf.dtype, leaf.shape) for key, leaf in known.items()}
+    found = {key: (array.dtype, array.shape) for key, array in state.items()}
+    is_image = image is None or (image.shape == image_shape and image.dtype == np.uint8)
+    if not is_image or (found and found != wanted):
+        raise ValueError("has other arrays than this world remembers")
+    if bare.prompt is not None and bare.prompt >= scenes:
+        raise ValueError(f"began with scene {bare.prompt}, this world ships {scenes} (from 0)")
+    memory = None
+    if found:
+        memory = Memory(jax.tree.unflatten(jax.tree.structure(shapes), [state[key] for key in known]), stream)
+    return dataclasses.replace(bare, image=image, memory=memory)
+
+
+def arrays_of(opening: Opening) -> dict[str, np.ndarray]:
+    """What an opening holds beside numbers, by name, on the host."""
     state = () if opening.memory is None else jax.tree_util.tree_leaves_with_path(opening.memory.state)
     arrays = {_key(path): np.ascontiguousarray(leaf) for path, leaf in state}
     return arrays if opening.image is None else {**arrays, "image": np.ascontiguousarray(opening.image)}

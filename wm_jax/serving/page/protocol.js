@@ -38,6 +38,7 @@ export const ERROR = Object.freeze({
   UNKNOWN_SESSION: "unknown_session",
   UNKNOWN_MODEL: "unknown_model",
   UNKNOWN_SNAPSHOT: "unknown_snapshot",
+  UNKNOWN_ROLLOUT: "unknown_rollout",
   WRONG_VERSION: "wrong_version",
   WRONG_IMAGE: "wrong_image",
   FULL: "full",
