@@ -15,8 +15,8 @@ from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import History, Memory
 from wm_jax.serving.lobby import Lobby
-from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox
-from wm_jax.serving.protocol import Step, unpack_frames
+from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox, Sending
+from wm_jax.serving.protocol import Step
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.session import Opening, Session
 from wm_jax.types import ControlSpace, KeyBinding
@@ -30,6 +30,7 @@ class StillEngine(Engine):
 
     def __init__(self) -> None:
         self.slots = 1
+        self.sizes = (1,)
 
     def compile(self, report) -> None:
         report("ready", 1.0)
@@ -37,7 +38,7 @@ class StillEngine(Engine):
     def seat(self, slot, opening) -> None:
         pass
 
-    def step(self, controls, active):
+    def step(self, controls, active, chosen=None):
         return np.zeros((1, 8, 8, 3), np.uint8)
 
 
@@ -46,6 +47,7 @@ class ForgetfulEngine(Engine):
 
     def __init__(self, lost: int) -> None:
         self.slots = 1
+        self.sizes = (1,)
         self.held = 0
         self._lost = lost
         self._steps = 0
@@ -66,7 +68,7 @@ class ForgetfulEngine(Engine):
     def take(self, slot) -> Memory:
         return Memory(self.held)
 
-    def step(self, controls, active):
+    def step(self, controls, active, chosen=None):
         self.held += int(controls.keys[0].sum())
         self._steps += 1
         return LostFrames() if self._steps == self._lost else Frames(self.held)
@@ -152,6 +154,6 @@ def test_a_long_step_goes_on_when_a_late_reader_comes():
             await asyncio.sleep(0.3)  # the device thread is asleep now: it has nowhere to put more
             assert session.frames < FRAMES
             async with asyncio.timeout(30):
-                return [unpack_frames(cast(bytes, await session.outbox.next()))[0].frame_id for _ in range(FRAMES)]
+                return [cast(Sending, await session.outbox.next()).header.frame_id for _ in range(FRAMES)]
 
     assert asyncio.run(play()) == list(range(FRAMES))

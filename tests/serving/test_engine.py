@@ -1,13 +1,19 @@
 """The batch: players share a device, not a fate."""
 
+from collections.abc import Iterator, Sequence
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import wm_jax as wm
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.session import Opening
+from wm_jax.world.slots import take_rows
 from wm_jax.world.step import pick_prompt
+
+NEXT_FRAME = wm.World.next_frame
 
 
 def prompts() -> wm.Prompt:
@@ -15,9 +21,9 @@ def prompts() -> wm.Prompt:
     return wm.Prompt(frames, wm.Controls(np.zeros((3, 2, 4), bool)))
 
 
-def engine_of(slots: int) -> Engine:
+def engine_of(slots: int, has_ladder: bool = False) -> Engine:
     world, params = wm.tiny_world(0)
-    engine = Engine(world, params, Scenes(prompts()), slots)
+    engine = Engine(world, params, Scenes(prompts()), slots, has_ladder=has_ladder)
     engine.compile(lambda stage, progress: None)
     return engine
 
@@ -119,3 +125,66 @@ def test_an_own_image_becomes_the_whole_prompt():
     named = scenes.pick(Opening(0, prompt=2)).frames
     assert named is not None and np.array_equal(np.asarray(named)[0], np.asarray(prompts().frames)[2])
     assert Scenes(wm.Prompt()).pick(Opening(0)).frames is None
+
+
+def row_by_row(world, params, state, controls, active, noise):
+    """A step whose rounding does not know how many rows there are: a loop over them."""
+
+    def one(row):
+        keys = jax.lax.dynamic_slice_in_dim(controls.keys, row, 1)
+        alone = take_rows(state, [row])
+        return NEXT_FRAME(world, params, alone, wm.Controls(keys), active[row][None], noise[row][None])
+
+    new, frames = jax.lax.map(one, jnp.arange(active.shape[0]))
+    joined = jax.tree.map(lambda leaf, axis: jnp.squeeze(jnp.moveaxis(leaf, 0, axis), axis + 1), new, state.slot_axes())
+    return joined, frames[:, 0]
+
+
+def test_few_players_are_stepped_by_a_smaller_program_and_see_the_same_to_the_bit(fresh_programs):
+    fresh_programs.setattr(wm.World, "next_frame", row_by_row)
+    engine = engine_of(3, has_ladder=True)
+    assert set(engine.sizes) >= {2, 3}, "a loop over the rows rounds the same for two of them"
+    keys, companies = held(1, 12), [{2}, {0, 2}, {0, 1, 2}, {1, 2}]
+    runs = [run_in(engine, keys, [engine.choose(company) for company in companies], companies)]
+    assert engine.recompilations == 0
+    runs.append(run_in(engine, keys, [range(3)] * 4, companies))
+    assert all(np.array_equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def run_in(
+    engine: Engine, keys: np.ndarray, chosen: list[Sequence[int]], companies: list[set[int]]
+) -> list[np.ndarray]:
+    """Three frames of each company in turn, each by the program for these slots; what they see and remember."""
+    for slot in range(3):
+        engine.seat(slot, Opening(slot))
+    seen = []
+    for index, row in enumerate(keys):
+        one = stepped(engine, chosen[index // 3], companies[index // 3], row)
+        seen += [one[slot] for slot in sorted(one)]
+    return seen + [np.asarray(leaf) for slot in range(3) for leaf in jax.tree.leaves(engine.take(slot))]
+
+
+def stepped(engine: Engine, chosen, company: set[int], row: np.ndarray) -> dict[int, np.ndarray]:
+    """One frame of these slots, under the same keys all."""
+    active = np.asarray([slot in company for slot in chosen])
+    keys = np.where(active[:, None], row, False)
+    frames = np.asarray(engine.step(wm.Controls(keys), active, chosen))
+    return {slot: frame for slot, frame in zip(chosen, frames, strict=True) if slot in company}
+
+
+@pytest.fixture
+def fresh_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """For tests that give the world another step: what was traced before counts no more, and afterwards not this."""
+    jax.clear_caches()
+    yield monkeypatch
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
+def test_a_smaller_program_that_rounds_otherwise_is_not_used(fresh_programs):
+    def leaning(world, params, state, controls, active, noise):
+        """As on a device whose products round by the number of rows."""
+        return NEXT_FRAME(world, params, state, controls, active, noise * (1 + 1e-6 * noise.shape[0]))
+
+    fresh_programs.setattr(wm.World, "next_frame", leaning)
+    assert engine_of(2, has_ladder=True).sizes == (2,)

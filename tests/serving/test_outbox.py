@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from wm_jax.serving.outbox import MAX_MESSAGES, MAX_STEPPED_FRAMES, ClientStalled, EncodedFrame, Outbox, Spent
-from wm_jax.serving.protocol import Ack, unpack_frames
+from wm_jax.serving.outbox import MAX_MESSAGES, MAX_STEPPED_FRAMES, ClientStalled, EncodedFrame, Outbox, Sending, Spent
+from wm_jax.serving.protocol import Ack
 
 
 def frame(index: int) -> EncodedFrame:
@@ -21,8 +21,8 @@ async def sent(outbox: Outbox) -> list[tuple[int, int, int]]:
                 item = await outbox.next()
         except TimeoutError:
             return found
-        assert isinstance(item, bytes)
-        head = unpack_frames(item)[0]
+        assert isinstance(item, Sending)
+        head = item.header
         found.append((head.frame_id, head.seq, head.dropped))
 
 
@@ -78,7 +78,7 @@ def test_messages_go_before_frames():
         return await outbox.next(), await outbox.next()
 
     first, second = asyncio.run(play())
-    assert isinstance(first, str) and isinstance(second, bytes)
+    assert isinstance(first, Ack) and isinstance(second, Sending)
 
 
 def test_a_client_that_asks_and_never_reads_is_found_out():

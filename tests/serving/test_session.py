@@ -6,8 +6,8 @@ from typing import Literal, cast
 import numpy as np
 import pytest
 
-from wm_jax.serving.outbox import EncodedFrame, Outbox, Spent
-from wm_jax.serving.protocol import Action, ErrorCode, Held, Refusal, Step, unpack_frames
+from wm_jax.serving.outbox import EncodedFrame, Outbox, Sending, Spent
+from wm_jax.serving.protocol import Action, ErrorCode, Held, Refusal, Step
 from wm_jax.serving.session import MAX_WAITING_STEPS, Opening, Session
 from wm_jax.types import ControlSpace, KeyBinding
 
@@ -197,7 +197,7 @@ def test_stepped_frames_are_sent_in_order_whoever_makes_them():
         player.show(EncodedFrame(b"pixels", "raw", 1, 2, frame_id, 0.0, None, None, 1, Spent()))
 
     async def sent() -> list[int]:
-        return [unpack_frames(cast(bytes, await player.outbox.next()))[0].frame_id for _ in range(3)]
+        return [cast(Sending, await player.outbox.next()).header.frame_id for _ in range(3)]
 
     assert asyncio.run(sent()) == [0, 1, 2]
 

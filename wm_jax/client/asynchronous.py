@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -17,7 +16,9 @@ from websockets.typing import Subprotocol
 from wm_jax.client.recordings import record
 from wm_jax.rest import ServerError, request
 from wm_jax.serving.codec import decode_image
-from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
+from wm_jax.serving.protocol import AUTH_PREFIX, FramesHeader
+from wm_jax.serving.video import H264Decoder
+from wm_jax.serving.wire import JsonWire, MsgpackWire, Wire
 
 
 @dataclasses.dataclass
@@ -27,16 +28,19 @@ class Client:
     Attributes:
       created: The first message, `session.created`.
       url: The server's.
+      wire: How messages travel.
     """
 
     socket: ClientConnection
     created: dict[str, Any]
     url: str
+    wire: Wire
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
+    _video: H264Decoder | None = None
 
     async def send(self, kind: str, **fields: Any) -> None:
         """One message: `send("action", held=["KeyW"], mouse=[0.1, 0.0])`."""
-        await self.socket.send(json.dumps({"type": kind, **fields}))
+        await self.socket.send(self.wire.say({"type": kind, **fields}))
 
     async def receive(self) -> dict[str, Any] | tuple[FramesHeader, list[UInt8[np.ndarray, "h w 3"]]]:
         """The next message, or the next frames, decoded and acknowledged.
@@ -44,15 +48,14 @@ class Client:
         Raises:
           ServerError: the server reports an error.
         """
-        data = await self.socket.recv()
-        if isinstance(data, str):
-            message: dict[str, Any] = json.loads(data)
-            if message["type"] == "error":
-                raise ServerError(f"{message['code']}: {message['message']}")
-            return message
-        header, payloads = unpack_frames(data)
+        heard = self.wire.hear(await self.socket.recv())
+        if isinstance(heard, dict):
+            if heard["type"] == "error":
+                raise ServerError(f"{heard['code']}: {heard['message']}")
+            return heard
+        header, payloads = heard
         await self.send("frame.ack", seq=header.seq)
-        return header, [decode(header, payload) for payload in payloads]
+        return header, [self._decode(header, payload) for payload in payloads]
 
     async def record(self, path: str | Path, video: bool = True) -> Path:
         """Writes the session's recording so far to a file; see `Session.record`.
@@ -73,30 +76,46 @@ class Client:
             for index, frame in enumerate(got[1]):
                 yield got[0].model_copy(update={"frame_id": got[0].frame_id + index}), frame
 
+    def _decode(self, header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
+        if header.codec != "h264":
+            return decode(header, payload)
+        self._video = self._video or H264Decoder()
+        return self._video.decode(payload, header.h, header.w)
+
 
 def decode(header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """One payload as pixels."""
+    """One payload as pixels.
+
+    Raises:
+      ValueError: it is part of a stream, or no picture.
+    """
+    if header.codec == "h264":
+        raise ValueError("a frame of h264 says what changed since the last one: open_session decodes it, or choose png")
     if header.codec == "raw":
         return np.frombuffer(payload, np.uint8).reshape(header.h, header.w, 3)
     return simplejpeg.decode_jpeg(payload) if header.codec == "jpeg" else decode_image(payload, (header.h, header.w))
 
 
 @contextlib.asynccontextmanager
-async def open_session(url: str, auth: str | None = None, **body: Any) -> AsyncIterator[Client]:
+async def open_session(
+    url: str, auth: str | None = None, wire: Literal["json", "msgpack"] = "json", **body: Any
+) -> AsyncIterator[Client]:
     """A session of the server at `url`, connected; ended when the block is left. `body` as `CreateSession`.
 
     Raises:
       ServerError: the server is full, does not know the model, or refuses the connection.
     """
+    spoken = MsgpackWire() if wire == "msgpack" else JsonWire()
 
     ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", body, auth)
-    protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + ticket["token"])]
+    protocols = [Subprotocol(spoken.subprotocol), Subprotocol(AUTH_PREFIX + ticket["token"])]
     try:
         async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as socket:
-            first = json.loads(await socket.recv())
+            first = spoken.hear(await socket.recv())
+            assert isinstance(first, dict), "frames before session.created"
             if first["type"] != "session.created":
                 raise ServerError(f"{first.get('code')}: {first.get('message')}")
-            yield Client(socket, first, url)
+            yield Client(socket, first, url, spoken)
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):

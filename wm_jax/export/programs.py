@@ -22,6 +22,7 @@ from pallas_kernels.quantized_matmul import cases as quantized_cases
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import Playable, empty, put, start, step, take
 from wm_jax.world.playable import State
+from wm_jax.world.slots import put_rows, take_rows
 from wm_jax.world.step import start_noised
 
 
@@ -101,6 +102,31 @@ def playing(world: Playable[Any], slots: int, prompt: Prompt, is_noise_given: bo
         Program("take", jax.jit(take_one), (state, slot), (), one),
         Program("step", stepping, inputs, (1,), (state, "frames")),
     )
+
+
+def step_of_rows(world: Playable[Any], slots: int, rows: int, is_noise_given: bool = False) -> Program:
+    """The step of as many rows of the batch as are named, all others left as they are: for fewer players than slots.
+
+    `(params, state, chosen, keys, mouse, active) -> state, frames`, where `chosen` are numbers of slots, all different, and
+    what follows has a row for each of them; with given noise one argument more.
+    """
+    state, held = bare_shapes(world, slots), control_shapes(world, rows)
+    row = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    active = jax.ShapeDtypeStruct((rows,), bool)
+
+    def step_rows(params, state, chosen, keys, mouse, active, *noise):
+        whole, controls = dressed(world, state), Controls(keys, mouse)
+        part = take_rows(whole, list(chosen))
+        if is_noise_given:
+            new, frames = world.next_frame(params, bare(part), controls, active, *noise)
+            new = dressed(world, new)
+        else:
+            new, frames = step(world, params, part, controls, active=active)
+        return bare(put_rows(whole, list(chosen), new)), frames
+
+    inputs: tuple[Any, ...] = (weight_shapes(world), state, row, held.keys, held.mouse, active)
+    inputs = (*inputs, noise_shape(world, rows)) if is_noise_given else inputs
+    return Program(f"step_{rows}", jax.jit(step_rows, donate_argnums=1), inputs, (1,), (state, "frames"))
 
 
 def rollout_program(world: Playable[Any], slots: int, frames: int) -> Program:

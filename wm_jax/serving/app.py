@@ -15,7 +15,7 @@ from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import Guard
 from wm_jax.serving.protocol import Error, ErrorCode, Refusal
 from wm_jax.serving.recording_routes import add_recordings, add_rollouts
-from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket
+from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket, add_webrtc
 from wm_jax.serving.service import Service
 from wm_jax.serving.websocket import error_message
 from wm_jax.types import Params, Prompt
@@ -29,6 +29,7 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_SNAPSHOT: 404,
     ErrorCode.UNKNOWN_ROLLOUT: 404,
     ErrorCode.TOO_LARGE: 413,
+    ErrorCode.RATE_LIMITED: 429,
     ErrorCode.FULL: 503,
     ErrorCode.BUSY: 503,
     ErrorCode.DRAINING: 503,
@@ -42,10 +43,18 @@ def make_app(
     """The whole server as an ASGI application; it compiles once it runs."""
     service = Service(config, world, params, prompts, artifact)
 
+    peers = None
+    if service.has_webrtc:
+        from wm_jax.serving.webrtc import Peers
+
+        peers = Peers(service)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running():
             yield
+        if peers is not None:
+            await peers.close()
 
     app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -58,6 +67,8 @@ def make_app(
     add_recordings(app, service)
     add_rollouts(app, service)
     add_socket(app, service)
+    if peers is not None:
+        add_webrtc(app, service, peers)
     add_page(app)
     return app
 

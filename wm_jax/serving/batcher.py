@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -61,9 +61,10 @@ class Stage:
 
 
 class Launch(NamedTuple):
-    """One call of the compiled step, and who is in it."""
+    """One call of the compiled step, the slots it steps, and who is in it."""
 
     frames: UInt8[Array, "b h w 3"]
+    chosen: Sequence[int]
     turns: list[tuple[int, Session, Turn]]
     at: float
     host_s: float
@@ -78,7 +79,8 @@ class Pulse:
       frames: Calls of the compiled step so far.
       rows: Sessions that were in them, added up.
       failures: Frames that failed and were made again.
-      step_s: From launch to pixels on the host.
+      step_s: From launch to pixels on the host, for a batch of the size that was the last.
+      step_of: The same for every size there was.
       host_s: Processor time of the two threads for one frame, between sleep and sleep, without device call and encoder.
       launch_s: The device call as the host sees it, until it returns.
     """
@@ -90,16 +92,32 @@ class Pulse:
     host_s: float = 0.0
     launch_s: float = 0.0
     encode_s: float = 0.0
+    step_of: dict[int, float] = dataclasses.field(default_factory=dict[int, float])
 
     def count_launch(self, launch_s: float) -> None:
         self.launch_s = _mean(self.launch_s, launch_s)
 
-    def count_frame(self, rows: int, step_s: float, encode_s: float, host_s: float) -> None:
+    def count_frame(self, rows: int, size: int, step_s: float, encode_s: float, host_s: float) -> None:
         self.frames += 1
         self.rows += rows
-        self.step_s = _mean(self.step_s, step_s)
+        self.step_s = self.step_of[size] = _mean(self.step_of.get(size, 0.0), step_s)
         self.encode_s = _mean(self.encode_s, encode_s)
         self.host_s = _mean(self.host_s, host_s)
+
+
+def _controls(rows: dict[int, Row], chosen: Sequence[int]) -> tuple[Controls, Bool[np.ndarray, " b"]]:
+    """What the chosen slots are told, and which of them go on, from what is done in these."""
+    first = next(iter(rows.values()))
+    keys, active = np.zeros((len(chosen), first.keys.shape[0]), bool), np.zeros(len(chosen), bool)
+    mouse = None if first.mouse is None else np.zeros((len(chosen), 2), np.float32)
+    for index, slot in enumerate(chosen):
+        if (row := rows.get(slot)) is None:
+            continue
+        keys[index] = row.keys
+        active[index] = True
+        if mouse is not None:
+            mouse[index] = row.mouse
+    return Controls(keys, mouse), active
 
 
 def _mean(mean: float, value: float) -> float:
@@ -320,29 +338,19 @@ class Batcher:
             self._gather(is_tick, turns)
             if not turns:
                 return
-            controls, active = self._controls({slot: Row(turn.keys, turn.mouse) for slot, _, turn in turns})
+            rows = {slot: Row(turn.keys, turn.mouse) for slot, _, turn in turns}
+            chosen = self.engine.choose(rows)
+            controls, active = _controls(rows, chosen)
             called, called_cpu = time.perf_counter(), time.thread_time()
-            frames = self.engine.step(controls, active)
+            frames = self.engine.step(controls, active, chosen)
         except Exception as error:
             log.exception("a frame could not be launched; its sessions go on from the one before it")
             self._recover(error, turns)
             return
         self._launched_at = time.perf_counter()
-        self._launched.put(Launch(frames, turns, self._launched_at, called_cpu - began_cpu))
+        self._launched.put(Launch(frames, chosen, turns, self._launched_at, called_cpu - began_cpu))
         self._in_flight += 1
         self.pulse.count_launch(self._launched_at - called)
-
-    def _controls(self, rows: dict[int, Row]) -> tuple[Controls, Bool[np.ndarray, " b"]]:
-        """What every slot is told, and which of them are stepped, from what is done in these."""
-        slots, first = self.engine.slots, next(iter(rows.values()))
-        keys, active = np.zeros((slots, first.keys.shape[0]), bool), np.zeros(slots, bool)
-        mouse = None if first.mouse is None else np.zeros((slots, 2), np.float32)
-        for slot, row in rows.items():
-            keys[slot] = row.keys
-            active[slot] = True
-            if mouse is not None:
-                mouse[slot] = row.mouse
-        return Controls(keys, mouse), active
 
     def _recover(self, error: Exception, turns: list[tuple[int, Session, Turn]]) -> None:
         """After a frame that failed: every session is again what it was after its last good one.
@@ -379,7 +387,8 @@ class Batcher:
             ways[slot] = way.rows
         for index in range(max(map(len, ways.values()), default=0)):
             rows = {slot: row[index] for slot, row in ways.items() if index < len(row)}
-            self.engine.step(*self._controls(rows)).block_until_ready()
+            chosen = self.engine.choose(rows)
+            self.engine.step(*_controls(rows, chosen), chosen).block_until_ready()
 
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
         """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade."""
@@ -453,7 +462,8 @@ class Batcher:
             if not is_wanted(session, turn):
                 continue
             try:
-                frame, seconds = encode_turn(session, turn, pixels[slot], done - launch.at, launch.host_s)
+                picture = pixels[launch.chosen.index(slot)]
+                frame, seconds = encode_turn(session, turn, picture, done - launch.at, launch.host_s)
             except Exception:
                 log.exception("a frame of session %s could not be encoded", session.id)
                 session.failure = ErrorCode.SERVER_FAILED
@@ -464,7 +474,7 @@ class Batcher:
         self._deliver(delivery)
         self.times.step.observe(step_s)
         host_s = launch.host_s + time.thread_time() - done_cpu - encode_s
-        self.pulse.count_frame(len(launch.turns), step_s, encode_s, host_s)
+        self.pulse.count_frame(len(launch.turns), len(launch.chosen), step_s, encode_s, host_s)
 
     def _observe(self, session: Session, turn: Turn) -> None:
         if turn.pressed_at is not None:

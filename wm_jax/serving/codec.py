@@ -1,4 +1,4 @@
-"""Frames to bytes: JPEG, PNG or raw for the wire, H.264 for a file."""
+"""Frames to bytes, each by itself: JPEG, PNG or raw for the wire; and a video for a file. (A stream of H.264: video.py.)"""
 
 import io
 from fractions import Fraction
@@ -18,10 +18,12 @@ from wm_jax.serving.protocol import Codec
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 CODECS: tuple[Codec, ...] = ("jpeg", "png", "raw")
+"""Those in which every frame is a picture of its own."""
 
 
 def encode(frame: UInt8[Any, "h w 3"], codec: Codec, quality: int) -> bytes:
     """One frame as bytes; `raw` is RGB, row by row, and like `png` loses nothing."""
+    assert codec in CODECS, f"{codec} is a stream: see video.py"
     if codec == "jpeg":
         subsampling = "444" if frame.shape[0] <= 256 else "420"
         return simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=quality, colorsubsampling=subsampling)

@@ -3,7 +3,13 @@
 import dataclasses
 import ipaddress
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
+
+ICE_SERVER = re.compile(
+    r"(?P<scheme>stun|turns?):((?P<username>[^:@]+):(?P<credential>[^@]+)@)?(?P<host>[^:@?,<>]+(:\d+)?(\?transport=(udp|tcp))?)"
+)
 
 
 class ServeConfigError(ValueError):
@@ -19,6 +25,8 @@ class ServeConfig:
       port: TCP port; 0 lets the system choose a free one.
       slots: Players at once: the rows of the one batched world. Each row costs time in every frame, so a CPU that
         plays alone is fastest with 1.
+      ladder: Whether there are programs for fewer players than slots as well (1, 2, 4, ...), so that few wait less. Each
+        costs a compile at the start; one whose frames would differ by a bit from those of all slots is not used.
       queue: Players who may wait for a slot once all are taken; more are sent away.
       fps: Frames a second of realtime sessions; None: as many as the world was made for. Where the device is too slow all
         get evenly fewer.
@@ -50,11 +58,14 @@ class ServeConfig:
       rollout_frames: Frames that the scripts of one may have together.
       rollout_mb: What the recordings of finished ones may occupy on the disk; the oldest make room.
       rollout_age_s: Seconds after which they are removed.
+      ice_servers: Over WebRTC, for players behind a NAT: "stun:host:port", "turn:user:password@host:port". Who may play is
+        told them. None by default: then players must reach this machine's own addresses, by UDP.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 1
+    ladder: bool = True
     queue: int = 8
     fps: float | None = None
     auth: str | None = None
@@ -83,6 +94,7 @@ class ServeConfig:
     rollout_frames: int = 18_000
     rollout_mb: float = 1024.0
     rollout_age_s: float = 3600.0
+    ice_servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -110,6 +122,8 @@ class ServeConfig:
             )
         if self.rollout_frames < 1 or not self.rollout_mb > 0 or not self.rollout_age_s > 0:
             raise ServeConfigError("rollout_frames, rollout_mb and rollout_age_s must be more than 0")
+        for server in self.ice_servers:
+            parse_ice_server(server)
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:
@@ -117,6 +131,28 @@ class ServeConfig:
                 f"host {self.host} can be reached from other machines and auth is not set: pass --auth SECRET, "
                 "or listen on 127.0.0.1"
             )
+
+
+class IceServer(NamedTuple):
+    """A server that finds a way for WebRTC: STUN tells us our address, TURN carries our packets."""
+
+    url: str
+    username: str | None
+    credential: str | None
+
+
+def parse_ice_server(text: str) -> IceServer:
+    """The server of one `ice_servers` entry.
+
+    Raises:
+      ServeConfigError: it is not written as one.
+    """
+    found = ICE_SERVER.fullmatch(text)
+    if found is None or (found["scheme"] != "stun") != (found["username"] is not None):
+        raise ServeConfigError(
+            f'ice_servers has {text!r}; it takes "stun:host:port" and "turn:user:password@host:port"'
+        )
+    return IceServer(f"{found['scheme']}:{found['host']}", found["username"], found["credential"])
 
 
 def is_loopback(host: str) -> bool:

@@ -3,8 +3,10 @@
 import collections
 import dataclasses
 import functools
+import itertools
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,18 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.export.artifact import NEEDS_GIVEN_NOISE, Artifact
-from wm_jax.export.programs import Program, bare, bare_shapes, control_shapes, playing
+from wm_jax.export.programs import Program, bare, bare_shapes, control_shapes, playing, step_of_rows
 from wm_jax.serving.history import Memory
 from wm_jax.serving.noise import HostNoise
 from wm_jax.serving.session import Opening
 from wm_jax.types import Controls, Params, Prompt
 from wm_jax.world import Playable, empty
 from wm_jax.world.step import pick_prompt
+
+log = logging.getLogger(__name__)
+
+REHEARSED = 3
+"""Frames after which a smaller batch is taken for exact: a rounding that differs once is in all that follows."""
 
 Report = Callable[[str, float], None]
 """Told the stage and the share of the work that is done."""
@@ -59,15 +66,26 @@ class Engine:
 
     Attributes:
       slots: Rows of the batch.
+      sizes: How many rows one call may step, the smallest first, the last of them all slots.
       memory_bytes: What one session occupies on the device.
     """
 
     def __init__(
-        self, world: Playable[Any], params: Params, scenes: Scenes, slots: int, artifact: Artifact | None = None
+        self,
+        world: Playable[Any],
+        params: Params,
+        scenes: Scenes,
+        slots: int,
+        artifact: Artifact | None = None,
+        has_ladder: bool = False,
     ) -> None:
         self.world = world
         self.scenes = scenes
         self.slots = slots
+        self.sizes: tuple[int, ...] = (slots,)
+        # An artifact holds one program for all its slots.
+        powers = range(slots.bit_length()) if has_ladder and artifact is None else ()
+        self._smaller = tuple(2**power for power in powers if 2**power < slots)
         self._params = params
         self._artifact = artifact
         is_noise_given = (
@@ -81,6 +99,7 @@ class Engine:
         self._put: Callable[..., Any] | None = None
         self._take: Callable[..., Any] | None = None
         self._step: Callable[..., tuple[Any, Array]] | None = None
+        self._steps: dict[int, Callable[..., tuple[Any, Array]]] = {}
 
     def compile(self, report: Report) -> None:
         """Compiles all that playing needs, ahead of time; afterwards nothing compiles any more."""
@@ -95,21 +114,58 @@ class Engine:
             putting, taking = (
                 compilers.submit(self._lower(program).compile) for program in (made[0].put, made[0].take)
             )
+            smaller = [
+                compilers.submit(
+                    self._lower(step_of_rows(self.world, self.slots, rows, self._noise is not None)).compile
+                )
+                for rows in self._smaller
+            ]
             report("compiling", 0.4)
             has_frames = [prompt.frames is not None for prompt in self._prompts()]
             self._starts = dict(zip(has_frames, (start.result() for start in starting), strict=True))
             self._put, self._take, self._step = putting.result(), taking.result(), stepping.result()
+            compiled = {rows: step.result() for rows, step in zip(self._smaller, smaller, strict=True)}
         report("warming up", 0.9)
         self.forget()
         for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
             self.seat(0, Opening(0, image=image))
         self.take(0)
-        nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), control_shapes(self.world, self.slots))
         for _ in range(2):
-            self.step(nothing, np.zeros(self.slots, bool)).block_until_ready()
+            self._rehearse(range(self.slots))
+        self._steps = {rows: step for rows, step in compiled.items() if self._is_exact(rows, step)}
+        self.sizes = (*self._steps, self.slots)
+        self.forget()
         self._device_thread = threading.get_ident()
         _compilations()[self._device_thread] = 0
         report("ready", 1.0)
+
+    def _is_exact(self, rows: int, step: Callable[..., tuple[Any, Array]]) -> bool:
+        """Whether stepping these rows alone gives what stepping the whole batch does, to the last bit of their states.
+
+        On some devices the rounding of a product depends on how many rows it has; what a player sees must not depend on how
+        many others play. Tried with sessions of different seeds, in frames that follow one another.
+        """
+        chosen = range(self.slots - rows, self.slots)
+        self._steps[rows] = step
+        seen: list[list[Any]] = []
+        for slots in (chosen, range(self.slots)):
+            self.forget()
+            for slot in chosen:
+                self.seat(slot, Opening(slot))
+            frames = [self._rehearse(slots, chosen)[-rows:] for _ in range(REHEARSED)]
+            seen.append([*frames, *(np.asarray(leaf) for slot in chosen for leaf in jax.tree.leaves(self.take(slot)))])
+        is_exact = all(np.array_equal(one, other, equal_nan=True) for one, other in zip(*seen, strict=True))
+        if not is_exact:
+            log.info("no batch of %d: its frames would differ in rounding from those of %d", rows, self.slots)
+        return is_exact
+
+    def _rehearse(self, slots: Sequence[int], active: Sequence[int] = ()) -> UInt8[np.ndarray, "b h w 3"]:
+        """One frame of these slots, of which some hold every key."""
+        is_active = np.isin(np.asarray(slots), np.asarray(active))
+        held = control_shapes(self.world, len(slots))
+        keys = np.broadcast_to(is_active[:, None], held.keys.shape)
+        mouse = None if held.mouse is None else np.zeros(held.mouse.shape, np.float32)
+        return np.asarray(self.step(Controls(keys, mouse), is_active, slots))
 
     @property
     def recompilations(self) -> int:
@@ -162,11 +218,31 @@ class Engine:
             drawn = self._noise.seat(slot, opening.seed, prompt)
         return self._starts[prompt.frames is not None](self._params, prompt, drawn)
 
-    def step(self, controls: Controls, active: Bool[np.ndarray, " b"]) -> UInt8[Array, "b h w 3"]:
-        """One frame of every active slot. Returns at once; the frames are still being made."""
+    def choose(self, wanted: Collection[int]) -> Sequence[int]:
+        """The slots to step so that these are: as few as there is a program for, the others among them idle."""
+        size = next(size for size in self.sizes if size >= len(wanted))
+        if size == self.slots:
+            return range(self.slots)
+        idle = (slot for slot in range(self.slots) if slot not in wanted)
+        return sorted([*wanted, *itertools.islice(idle, size - len(wanted))])
+
+    def step(
+        self, controls: Controls, active: Bool[np.ndarray, " b"], chosen: Sequence[int] | None = None
+    ) -> UInt8[Array, "b h w 3"]:
+        """One frame of every active slot. Returns at once; the frames are still being made.
+
+        Args:
+          controls: A row for each slot that is stepped.
+          active: Which of them are to go on; the others stay as they are, and their frames mean nothing.
+          chosen: The slots that are stepped, by `choose`; all of them where none are named.
+        """
         assert self._step is not None and self._state is not None, "compile first"
-        noise = () if self._noise is None else (self._noise.draw(active),)
-        self._state, frames = self._step(self._params, self._state, controls.keys, controls.mouse, active, *noise)
+        slots = range(self.slots) if chosen is None else chosen
+        noise = () if self._noise is None else (self._noise.draw(slots, active),)
+        step, which = self._step, ()
+        if len(slots) < self.slots:
+            step, which = self._steps[len(slots)], (np.asarray(slots, np.int32),)
+        self._state, frames = step(self._params, self._state, *which, controls.keys, controls.mouse, active, *noise)
         return frames
 
 

@@ -8,6 +8,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
@@ -138,6 +139,7 @@ class Lobby:
             raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
+        models.check_codec(body.media.codec, body.mode)
         return Session(
             self._controls,
             self._fps,
@@ -254,6 +256,11 @@ class Lobby:
             seconds = round(time.monotonic() - session.started_at, 3)
             last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
             place.connection.finish(last, code)
+
+    @property
+    def ids(self) -> set[str]:
+        """The names of all sessions."""
+        return set(self._places)
 
     def states(self) -> list[str]:
         """The state of every session."""

@@ -9,8 +9,19 @@ from jaxtyping import UInt8
 from wm_jax.serving.bodies import CreateSession, Limits, ModelInfo
 from wm_jax.serving.codec import CODECS, decode_image
 from wm_jax.serving.config import ServeConfig
-from wm_jax.serving.protocol import MAX_MOUSE, Capabilities, ErrorCode, KeyInfo, Refusal, SessionInfo, Source
+from wm_jax.serving.protocol import (
+    MAX_MOUSE,
+    Capabilities,
+    Codec,
+    ErrorCode,
+    KeyInfo,
+    Mode,
+    Refusal,
+    SessionInfo,
+    Source,
+)
 from wm_jax.serving.session import Opening, Session
+from wm_jax.serving.video import offered_codecs
 from wm_jax.world.playable import PlayableConfig
 
 
@@ -52,7 +63,7 @@ def model_info(
         mouse=world.controls.has_mouse,
         fork=True,
         sources=sources,
-        codecs=list(CODECS),
+        codecs=list(offered_codecs()),
         limits=Limits(
             slots=config.slots,
             slots_free=free_slots,
@@ -75,7 +86,7 @@ def capabilities(
         kept_every=config.history_every,
         mouse=world.controls.has_mouse,
         sources=sources,
-        codecs=list(CODECS),
+        codecs=list(offered_codecs()),
         credit_window=config.credit_window,
         max_step_frames=config.max_step_frames,
         messages_per_s=config.messages_per_s,
@@ -126,6 +137,22 @@ def check_request(
         raise Refusal(ErrorCode.UNSUPPORTED, "this world starts from noise and takes no image", param="init.image")
     image = None if body.init.image is None else _first_image(body.init.image, world)
     return Opening(seed=body.init.seed, prompt=body.init.prompt, image=image)
+
+
+def check_codec(codec: Codec, mode: Mode) -> None:
+    """Passes where frames of such a session can travel so.
+
+    Raises:
+      Refusal: they cannot, here or at all.
+    """
+    if codec not in offered_codecs():
+        text = f"{codec} is not offered here (PyAV without libx264), {', '.join(offered_codecs())} are"
+        raise Refusal(ErrorCode.UNSUPPORTED, text, param="media.codec")
+    if codec not in CODECS and mode == "stepped":
+        text = (
+            f"{codec} is a stream, and a stepped session sends frames again when asked: {', '.join(CODECS)} can do that"
+        )
+        raise Refusal(ErrorCode.UNSUPPORTED, text, param="media.codec")
 
 
 def _first_image(text: str, world: PlayableConfig) -> UInt8[Any, "h w 3"]:

@@ -1,5 +1,6 @@
 """Noise drawn on the host, for accelerators whose compiler has no generator."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,11 @@ class HostNoise:
         self._streams[slot] = np.random.default_rng(0)
         self._streams[slot].bit_generator.state = stream
 
-    def draw(self, active: Bool[np.ndarray, " b"]) -> Float32[np.ndarray, "b m y x c"]:
-        """The noise of one frame; zeros for slots that are not active, whose streams stand still."""
+    def draw(self, chosen: Sequence[int], active: Bool[np.ndarray, " b"]) -> Float32[np.ndarray, "b m y x c"]:
+        """The noise of one frame of these slots; zeros for those that are not active, whose streams stand still."""
         drawn = np.zeros((len(active), self._world.noises, *self._world.config.latent_shape), np.float32)
-        for slot in np.flatnonzero(active):
-            drawn[slot] = self._normal(int(slot), self._world.noises)
+        for row in np.flatnonzero(active):
+            drawn[row] = self._normal(chosen[row], self._world.noises)
         return drawn
 
     def _normal(self, slot: int, *count: int) -> Float32[np.ndarray, "*n y x c"]:

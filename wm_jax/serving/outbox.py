@@ -3,7 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxtyping import UInt8
 
 from wm_jax.serving.protocol import (
     Codec,
@@ -11,8 +13,6 @@ from wm_jax.serving.protocol import (
     FramesHeader,
     FrameTimes,
     Message,
-    dump,
-    pack_frames,
 )
 
 MAX_MESSAGES = 512
@@ -35,10 +35,14 @@ class Spent(NamedTuple):
     host_s: float = 0.0
 
 
-class EncodedFrame(NamedTuple):
-    """One frame, ready for the wire."""
+Payload = bytes | UInt8[Any, "h w 3"]
+"""A frame as it travels, or its pixels, where the connection encodes what it sends."""
 
-    payload: bytes
+
+class EncodedFrame(NamedTuple):
+    """One frame, ready to be sent."""
+
+    payload: Payload
     codec: Codec
     width: int
     height: int
@@ -48,6 +52,13 @@ class EncodedFrame(NamedTuple):
     client_ts: float | None
     step_id: EventId | None
     spent: Spent
+
+
+class Sending(NamedTuple):
+    """A frame that is sent now; of pixels the header does not know yet how they will travel."""
+
+    header: FramesHeader
+    payload: Payload
 
 
 class Outbox:
@@ -62,7 +73,7 @@ class Outbox:
         self.credit_window = credit_window
         self._on_room = on_room
         self.dropped = 0
-        self._messages: deque[str] = deque()
+        self._messages: deque[Message] = deque()
         self._frames: deque[EncodedFrame] = deque()
         self._sent = -1
         self._acked = -1
@@ -74,8 +85,10 @@ class Outbox:
         """Whether stepped frames should not be made yet. Read from the device thread too."""
         return len(self._frames) >= MAX_STEPPED_FRAMES
 
-    def clear(self) -> None:
-        """Forget what waits and what is owed: a new connection begins."""
+    def clear(self, credit_window: int | None = None) -> None:
+        """Forget what waits and what is owed: a new connection begins, perhaps with another window than the last."""
+        if self.credit_window is not None:
+            self.credit_window = credit_window or self.credit_window
         self._messages.clear()
         self._frames.clear()
         self._acked = self._sent
@@ -86,7 +99,7 @@ class Outbox:
         if len(self._messages) >= MAX_MESSAGES:
             self._is_stalled = True
         else:
-            self._messages.append(dump(message))
+            self._messages.append(message)
         self._wake.set()
 
     def put_frame(self, frame: EncodedFrame) -> None:
@@ -104,7 +117,7 @@ class Outbox:
         self._wake.set()
         return True
 
-    async def next(self) -> str | bytes:
+    async def next(self) -> Message | Sending:
         """The next thing to send.
 
         Raises:
@@ -120,7 +133,7 @@ class Outbox:
             self._wake.clear()
             await self._wake.wait()
 
-    def last_words(self) -> list[str]:
+    def last_words(self) -> list[Message]:
         """The messages that still wait, taken out."""
         words = list(self._messages)
         self._messages.clear()
@@ -136,7 +149,7 @@ class Outbox:
     def _has_credit(self) -> bool:
         return self.credit_window is None or self._sent - self._acked < self.credit_window
 
-    def _pack(self, frame: EncodedFrame) -> bytes:
+    def _pack(self, frame: EncodedFrame) -> Sending:
         self._sent += 1
         spent = frame.spent
         times = FrameTimes(
@@ -152,7 +165,7 @@ class Outbox:
             codec=frame.codec,
             w=frame.width,
             h=frame.height,
-            lengths=[len(frame.payload)],
+            lengths=[len(frame.payload)] if isinstance(frame.payload, bytes) else [],
             pts_ms=round(frame.pts_ms, 3),
             last_event_id=frame.event_id,
             last_client_ts=frame.client_ts,
@@ -160,4 +173,4 @@ class Outbox:
             t=times,
             step_id=frame.step_id,
         )
-        return pack_frames(header, [frame.payload])
+        return Sending(header, frame.payload)

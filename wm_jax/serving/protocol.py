@@ -1,7 +1,7 @@
 """Every message on the wire, typed: protocol wm.v1, the only file that knows it (the page's half is generated from it).
 
 Text messages are JSON objects with a `type`; binary messages are frames:
-`u32 header length, little-endian | header, JSON in UTF-8 | payloads`.
+`u32 header length, little-endian | header, JSON in UTF-8 | payloads`. The same in MessagePack: wire.py.
 """
 
 import json
@@ -14,11 +14,12 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, Va
 MAJOR = 1
 MINOR = 0
 SUBPROTOCOL = f"wm.v{MAJOR}"
+MSGPACK_SUBPROTOCOL = f"{SUBPROTOCOL}.msgpack"
 AUTH_PREFIX = "wm.auth."
 MAX_MOUSE = 8.0
 """The farthest one message moves the mouse either way, in heights of the frame."""
 
-Codec = Literal["jpeg", "png", "raw"]
+Codec = Literal["jpeg", "png", "raw", "h264"]
 Mode = Literal["realtime", "stepped"]
 Source = Literal["dream", "real"]
 EventId = Annotated[str, Field(max_length=64)] | int
@@ -398,6 +399,10 @@ class FramesHeader(Message):
 
     Attributes:
       seq: Number of this message; what `frame.ack` names.
+      w: Width that is to be seen; h264 pictures have even sides, and what was added is to be cut off.
+      h: Height that is to be seen.
+      key: Whether it can be understood without the frames before.
+      config: The codec of a key frame of h264 as WebCodecs names it: "avc1.42c01e".
       pts_ms: When the first frame is due on the session's media clock.
       last_event_id: The newest event that these frames obey.
       last_client_ts: That event's own clock, echoed: now minus this is the key-to-pixel latency.
@@ -414,6 +419,7 @@ class FramesHeader(Message):
     h: int
     lengths: list[int]
     key: bool = True
+    config: str | None = None
     pts_ms: float
     last_event_id: EventId | None = None
     last_client_ts: float | None = None

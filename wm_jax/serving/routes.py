@@ -4,13 +4,14 @@ import contextlib
 import functools
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
-from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import Depends, FastAPI, Header, Request, Response, WebSocket
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
 
 from wm_jax.serving import metrics
 from wm_jax.serving.bodies import (
@@ -25,9 +26,14 @@ from wm_jax.serving.bodies import (
 )
 from wm_jax.serving.limits import is_allowed_origin
 from wm_jax.serving.lobby import Place
-from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted, dump
+from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted
 from wm_jax.serving.service import Service
+from wm_jax.serving.transport import Gone, WebSocketTransport
 from wm_jax.serving.websocket import Connection, error_message
+from wm_jax.serving.wire import WIRES, choose
+
+if TYPE_CHECKING:
+    from wm_jax.serving.webrtc import Peers
 
 PAGE = Path(__file__).parent / "page"
 
@@ -118,9 +124,16 @@ def add_sessions(app: FastAPI, service: Service) -> None:
             status=service.lobby.status(place),
             queue=service.lobby.queue(place),
             ws_url=f"{scheme}://{request.url.netloc}{path}",
+            webrtc_url=webrtc_url(request, place),
             token=place.token,
             expires_at=place.expires_at,
         )
+
+    def webrtc_url(request: Request, place: Place) -> str | None:
+        """Where an offer is taken: only with the extra `rtc`, and of sessions that may lose a frame."""
+        if not service.has_webrtc or place.session.mode == "stepped":
+            return None
+        return f"{request.url.scheme}://{request.url.netloc}/v1/sessions/{place.session.id}/webrtc"
 
     @app.post("/v1/sessions", status_code=201)
     async def create(  # pyright: ignore[reportUnusedFunction]
@@ -159,15 +172,17 @@ def add_socket(app: FastAPI, service: Service) -> None:
     @app.websocket("/v1/sessions/{session_id}/ws")
     async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
         offered: list[str] = websocket.scope.get("subprotocols", [])
-        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        wire = choose(offered)
+        await websocket.accept(None if wire is None else wire.subprotocol)
+        transport = WebSocketTransport(websocket, wire or WIRES[SUBPROTOCOL])
         try:
             place = await _admit(service, websocket, session_id, offered)
             created, snapshot = service.created(place), functools.partial(service.snapshot, place)
-            await Connection(service.lobby, place, websocket, created, snapshot).run()
+            await Connection(service.lobby, place, transport, created, snapshot).run()
         except Refusal as refusal:
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                await websocket.send_text(dump(error_message(refusal, fatal=True)))
-                await websocket.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
+            with contextlib.suppress(Gone):
+                await transport.send(error_message(refusal, fatal=True))
+                await transport.close(CLOSE_CODES.get(refusal.code, CloseCode.POLICY), refusal.code)
 
 
 async def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
@@ -176,7 +191,7 @@ async def _admit(service: Service, websocket: WebSocket, session_id: str, offere
     if not is_allowed_origin(origin, host, service.config):
         text = f"a page of {origin} may not play here ({host}); allow it with --allow-origins {origin}"
         raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
-    if SUBPROTOCOL not in offered:
+    if choose(offered) is None:
         spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
         raise Refusal(ErrorCode.WRONG_VERSION, text)
@@ -184,6 +199,36 @@ async def _admit(service: Service, websocket: WebSocket, session_id: str, offere
     place = await service.come_back(session_id, token)
     service.lobby.check_token(place, token)
     return place
+
+
+def add_webrtc(app: FastAPI, service: Service, peers: "Peers") -> None:
+    from wm_jax.serving.webrtc import ice_links
+
+    @app.post("/v1/sessions/{session_id}/webrtc", status_code=201)
+    async def offer(request: Request, session_id: str, authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """An SDP offer with all its candidates; the answer has all of ours."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/sdp":
+            raise HTTPException(415, "an offer is SDP: send it with Content-Type: application/sdp")
+        text = (await request.body()).decode(errors="replace")
+        peer, answer = await peers.offer(session_id, (authorization or "").removeprefix("Bearer "), text)
+        headers = {"Location": f"/v1/sessions/{session_id}/webrtc/{peer.id}"}
+        if service.config.ice_servers:
+            headers["Link"] = ice_links(service.config.ice_servers)
+        return Response(answer, 201, headers, "application/sdp")
+
+    @app.patch("/v1/sessions/{session_id}/webrtc/{peer_id}")
+    async def trickle(session_id: str, peer_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Candidates that come later are not taken."""
+        text = "no trickle ICE here: wait until iceGatheringState is complete and send one offer with all candidates"
+        raise HTTPException(405, text, {"Allow": "DELETE"})
+
+    @app.delete("/v1/sessions/{session_id}/webrtc/{peer_id}")
+    async def hang_up(session_id: str, peer_id: str, authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Ends the connection; the session waits for another one, as it does when a socket drops."""
+        peer = peers.find(session_id, peer_id)
+        service.lobby.check_token(peer.place, (authorization or "").removeprefix("Bearer "))
+        await peer.hang_up()
+        return Response(status_code=200)
 
 
 def add_page(app: FastAPI) -> None:

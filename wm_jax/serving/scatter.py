@@ -20,7 +20,8 @@ def encode_turn(
 ) -> tuple[EncodedFrame, float]:
     """The frame, and the processor seconds that encoding it took."""
     began, began_cpu = time.perf_counter(), time.thread_time()
-    payload = encode(pixels, session.codec, session.quality)
+    # The batch lies in one array, and a game may draw its next frame into this one: what waits has pixels of its own.
+    payload = pixels.copy() if session.wants_pixels else encode(pixels, session.codec, session.quality)
     encode_s, encode_cpu_s = time.perf_counter() - began, time.thread_time() - began_cpu
     waited_s = 0.0 if turn.pressed_at is None else turn.taken_at - turn.pressed_at
     frame = EncodedFrame(

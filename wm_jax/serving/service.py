@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import importlib.util
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from wm_jax.serving.bodies import (
     Media,
     ModelInfo,
 )
-from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper, captured, sound
@@ -37,6 +38,7 @@ from wm_jax.serving.rollouts import Rollout, Rollouts
 from wm_jax.serving.session import Opening
 from wm_jax.serving.snapshots import SnapshotStore
 from wm_jax.serving.studio import Studio
+from wm_jax.serving.video import offered_codecs
 from wm_jax.types import Params, Prompt
 from wm_jax.world import Playable
 
@@ -61,7 +63,11 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
-        engine = Engine(world, params, self.scenes, config.slots, artifact)
+        self.has_webrtc = importlib.util.find_spec("aiortc") is not None
+        if config.ice_servers and not self.has_webrtc:
+            raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install 'wm_jax[rtc]'")
+        offered_codecs()  # imports PyAV now, not while somebody plays
+        engine = Engine(world, params, self.scenes, config.slots, artifact, config.ladder)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)

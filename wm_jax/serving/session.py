@@ -105,6 +105,7 @@ class Session:
       is_seated: Its slot holds a dream of its own, and no more that of whoever sat there before.
       yields: It makes frames that nobody waits for: its slot is any player's who finds no other.
       has_shown: Whether a frame of it was made ready to be sent.
+      wants_pixels: Its connection encodes its frames, those that it sends.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
     """
 
@@ -139,6 +140,7 @@ class Session:
         self.is_seated = False
         self.yields = False
         self.has_shown = False
+        self.wants_pixels = codec == "h264"
         self.failure: ErrorCode | None = None
         self.started_at = time.monotonic()
         self._history = history or History(0, 1)

@@ -1,4 +1,4 @@
-"""One WebSocket: receives messages into the session, sends what its outbox holds, and ends with a reason."""
+"""One connection: receives messages into the session, sends what its outbox holds, and ends with a reason."""
 
 import asyncio
 import contextlib
@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import assert_never
-
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from wm_jax.serving.limits import TokenBucket
 from wm_jax.serving.lobby import Lobby, Place
@@ -35,9 +33,8 @@ from wm_jax.serving.protocol import (
     Source,
     Status,
     Step,
-    dump,
-    parse_client_message,
 )
+from wm_jax.serving.transport import Eviction, Gone, Transport
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +46,13 @@ RESTARTS_PER_S = 4.0
 
 GOODBYE_S = 2.0
 
-LOST = 1006
-"""What RFC 6455 calls a socket that closed without a word; it never travels."""
-
 STATUS_S = 0.1
 
 FAILED = Error(code=ErrorCode.SERVER_FAILED, message="this server failed at a message; its log says why", fatal=True)
 
 
-class Eviction(Exception):
-    """The connection must end: a close code and the error that says why."""
-
-    def __init__(self, close: CloseCode, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.close = close
-        self.error = Error(code=code, message=message, fatal=True)
-
-
 class Connection:
-    """A client's WebSocket on its session. Used by the event loop alone.
+    """A client on its session, over a WebSocket or WebRTC. Used by the event loop alone.
 
     Attributes:
       closed: Set when nothing will be sent any more.
@@ -77,7 +62,7 @@ class Connection:
         self,
         lobby: Lobby,
         place: Place,
-        websocket: WebSocket,
+        transport: Transport,
         created: SessionCreated,
         snapshot: Callable[[], Awaitable[Snapshotted]],
     ) -> None:
@@ -85,7 +70,7 @@ class Connection:
         self._lobby = lobby
         self._place = place
         self._session = place.session
-        self._websocket = websocket
+        self._transport = transport
         self._created = created
         self._snapshot = snapshot
         self._saving: asyncio.Task[None] | None = None
@@ -140,7 +125,8 @@ class Connection:
         place.connection = self
         place.was_connected = True
         place.heard_at = time.monotonic()
-        session.outbox.clear()
+        self._transport.begin(session)
+        session.outbox.clear(self._transport.credit_window or self._lobby.config.credit_window)
         session.outbox.put(self._created)
         session.is_connected = True
         self._lobby.batcher.wake()
@@ -158,32 +144,23 @@ class Connection:
         for failure in failures:
             if isinstance(failure, Eviction):
                 last = (failure.error, failure.close)
-            elif not isinstance(failure, WebSocketDisconnect | ClientStalled):
+            elif not isinstance(failure, Gone | ClientStalled):
                 log.error("a connection failed", exc_info=failure)
                 last = last or (FAILED, CloseCode.SERVER_FAILED)
         if last is None and not any(isinstance(failure, ClientStalled) for failure in failures):
             return
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+        with contextlib.suppress(Gone, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 code = CloseCode.POLICY if last is None else last[1]
-                for text in self._session.outbox.last_words() if last is not None else ():
-                    await self._websocket.send_text(text)
-                if last is not None:
-                    await self._websocket.send_text(dump(last[0]))
-                await self._websocket.close(code, ErrorCode.CLIENT_STALLED if last is None else "")
+                for message in (*self._session.outbox.last_words(), last[0]) if last is not None else ():
+                    await self._transport.send(message)
+                await self._transport.close(code, ErrorCode.CLIENT_STALLED if last is None else "")
 
     # ---- the three loops
 
     async def _send(self) -> None:
         while True:
-            item = await self._session.outbox.next()
-            try:
-                if isinstance(item, bytes):
-                    await self._websocket.send_bytes(item)
-                else:
-                    await self._websocket.send_text(item)
-            except RuntimeError:  # how uvicorn and starlette say that the socket is closed already
-                raise WebSocketDisconnect(LOST) from None
+            await self._transport.send(await self._session.outbox.next())
 
     async def _watch(self) -> None:
         """Tells the client every change of the session's state, and how far the start is."""
@@ -204,18 +181,13 @@ class Connection:
 
     async def _receive(self) -> None:
         while True:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
+            said = await self._transport.receive()
             self._place.heard_at = time.monotonic()
             try:
                 await self._check_rate()
-                text = message.get("text")
-                if text is None:
-                    raise Refusal(
-                        ErrorCode.BAD_MESSAGE, "messages are JSON text; binary ones come from the server only"
-                    )
-                self._handle(parse_client_message(text))
+                message = said()
+                if message is not None:
+                    self._handle(message)
                 self._bad_in_a_row = 0
             except Refusal as refusal:
                 self._refuse(refusal)

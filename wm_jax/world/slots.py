@@ -65,12 +65,21 @@ def _check_slot(slot: Any, state: PlayableState) -> None:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(state: State, slot: Any, one: State) -> State:
-    def seat(leaf, new, axis):
-        return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), slot, axis)
+    return put_rows(state, [slot], one)
 
-    # A slice, not `.at[slot].set`: Trainium's compiler takes no scatter of integers.
-    data = jax.lax.dynamic_update_slice_in_dim(jax.random.key_data(state.key), jax.random.key_data(one.key), slot, 0)
-    plain, new = dataclasses.replace(state, key=None), dataclasses.replace(one, key=None)
+
+def put_rows(state: State, rows: Any, part: State) -> State:
+    """The batch with these rows of it replaced by those of `part`; traced, and the rows are all different."""
+
+    # Slices, not `.at[rows].set`: Trainium's compiler takes no scatter of integers.
+    def seat(leaf, new, axis):
+        for index in range(part.key.shape[0]):
+            one = jax.lax.slice_in_dim(new, index, index + 1, axis=axis).astype(leaf.dtype)
+            leaf = jax.lax.dynamic_update_slice_in_dim(leaf, one, rows[index], axis)
+        return leaf
+
+    data = seat(jax.random.key_data(state.key), jax.random.key_data(part.key), 0)
+    plain, new = dataclasses.replace(state, key=None), dataclasses.replace(part, key=None)
     return rekeyed(dataclasses.replace(jax.tree.map(seat, plain, new, plain.slot_axes()), key=state.key), data)
 
 
@@ -86,8 +95,17 @@ def take(state: State, slot: Int[Array, ""] | int) -> State:
 
 @jax.jit
 def _take(state: State, slot: Any) -> State:
+    return take_rows(state, [slot])
+
+
+def take_rows(state: State, rows: Any) -> State:
+    """These rows of the batch, in this order, as a batch of their own; traced."""
+
+    def lift(leaf, axis):
+        parts = [jax.lax.dynamic_slice_in_dim(leaf, row, 1, axis) for row in rows]
+        return jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+    data = lift(jax.random.key_data(state.key), 0)
     plain = dataclasses.replace(state, key=None)
-    lifted = jax.tree.map(
-        lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, slot, 1, axis), plain, plain.slot_axes()
-    )
-    return dataclasses.replace(lifted, key=state.key[slot][None])
+    lifted = jax.tree.map(lift, plain, plain.slot_axes())
+    return rekeyed(dataclasses.replace(lifted, key=state.key), data)

@@ -80,7 +80,7 @@ export const ERROR = Object.freeze({
  * @property {boolean} [image]
  * @property {boolean} [mouse]
  * @property {("dream"|"real")[]} sources
- * @property {("jpeg"|"png"|"raw")[]} codecs
+ * @property {("jpeg"|"png"|"raw"|"h264")[]} codecs
  * @property {number} credit_window
  * @property {number} max_step_frames
  * @property {number} messages_per_s
@@ -133,11 +133,12 @@ export const ERROR = Object.freeze({
  * @property {number} seq
  * @property {number} frame_id
  * @property {number} n
- * @property {"jpeg"|"png"|"raw"} codec
+ * @property {"jpeg"|"png"|"raw"|"h264"} codec
  * @property {number} w
  * @property {number} h
  * @property {number[]} lengths
  * @property {boolean} [key]
+ * @property {string|null} [config]
  * @property {number} pts_ms
  * @property {string|number|null} [last_event_id]
  * @property {number|null} [last_client_ts]
@@ -175,7 +176,7 @@ export const ERROR = Object.freeze({
  */
 /**
  * @typedef {Object} Media
- * @property {"jpeg"|"png"|"raw"} [codec]
+ * @property {"jpeg"|"png"|"raw"|"h264"} [codec]
  * @property {number|null} [quality]
  * @property {number|null} [max_fps]
  */
@@ -195,7 +196,7 @@ export const ERROR = Object.freeze({
  * @property {boolean} [fork]
  * @property {boolean} [stepped]
  * @property {("dream"|"real")[]} sources
- * @property {("jpeg"|"png"|"raw")[]} codecs
+ * @property {("jpeg"|"png"|"raw"|"h264")[]} codecs
  * @property {Limits} limits
  */
 /**
@@ -252,7 +253,7 @@ export const ERROR = Object.freeze({
  * @property {number} [frames]
  * @property {number|null} [resumed_at]
  * @property {number} seed
- * @property {"jpeg"|"png"|"raw"} codec
+ * @property {"jpeg"|"png"|"raw"|"h264"} codec
  * @property {KeyInfo[]} keys
  * @property {boolean} [mouse]
  */
