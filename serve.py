@@ -20,7 +20,6 @@ import gc
 gc.disable()  # `run` explains and enables it again
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,8 +71,6 @@ class ServeArgs:
 
 def main() -> None:
     console = Console()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         args = tyro.cli(ServeArgs, description=__doc__)
         run(args, console)

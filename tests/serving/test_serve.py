@@ -56,20 +56,26 @@ def test_a_rollout_of_the_wrong_width_names_both_sides(monkeypatch, capsys, worl
 
 
 @pytest.mark.slow
-def test_told_to_stop_the_server_says_goodbye_and_exits_cleanly(world_folder, root):
+def test_told_to_stop_the_server_says_goodbye_and_exits_cleanly_and_logs_no_secret(world_folder, root, tmp_path):
+    secret, log = "open sesame 42", tmp_path / "serve.log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
     command = [sys.executable, "serve.py", world_folder, "--port", port, "--slots", 2, "--cache-dir", cache]
-    process = subprocess.Popen([str(word) for word in command], cwd=root)
+    command += ["--auth", secret, "--log", "json"]
+    with log.open("w") as out:
+        process = subprocess.Popen([str(word) for word in command], cwd=root, stderr=out)
     try:
-        ticket = _ticket(f"http://127.0.0.1:{port}", process)
+        ticket = _ticket(f"http://127.0.0.1:{port}", process, Authorization=f"Bearer {secret}")
         with connect(
             ticket["ws_url"], subprotocols=[Subprotocol("wm.v1"), Subprotocol("wm.auth." + ticket["token"])]
         ) as player:
+            secrets = [secret, ticket["token"]]
             while isinstance(data := player.recv(180), str):
-                assert json.loads(data)["type"] in ("session.created", "status")
+                message = json.loads(data)
+                assert message["type"] in ("session.created", "status")
+                secrets += [message["resume_token"]] if "resume_token" in message else []
             process.send_signal(signal.SIGTERM)
             said = []
             with pytest.raises(ConnectionClosed) as closed:
@@ -79,6 +85,10 @@ def test_told_to_stop_the_server_says_goodbye_and_exits_cleanly(world_folder, ro
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
         assert "session.go_away" in said and said[-1] == "session.ended"
         assert process.wait(60) == 0
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        (ended,) = [line for line in lines if line["event"] == "session ends"]
+        assert (ended["session_id"], ended["reason"]) == (ticket["session_id"], "draining") and ended["frames"] > 0
+        assert len(secrets) == 3 and not [word for word in secrets if word in log.read_text()]
     finally:
         process.kill()
         process.wait()
@@ -109,12 +119,12 @@ def test_told_to_stop_while_it_compiles_the_server_lets_go_and_exits_at_once(roo
         process.wait()
 
 
-def _ticket(url: str, process: subprocess.Popen) -> dict:
+def _ticket(url: str, process: subprocess.Popen, **headers: str) -> dict:
     """A session, as soon as the server listens; it may still be compiling."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            return httpx.post(f"{url}/v1/sessions", json={}).json()
+            return httpx.post(f"{url}/v1/sessions", json={}, headers=headers).json()
         except httpx.TransportError:
             time.sleep(0.1)
     raise AssertionError(f"the server did not come up (exit code {process.poll()})")

@@ -244,7 +244,7 @@ class Batcher:
             asked.set_result(self._moment(session))
         except Exception as error:
             if not isinstance(error, Refusal):
-                log.exception("session %s could not be copied", session.id)
+                log.exception("a session could not be copied", extra={"session_id": session.id})
             asked.set_exception(error)
 
     def _moment(self, session: Session) -> Moment:
@@ -415,7 +415,7 @@ class Batcher:
         try:
             self.engine.seat(slot, opening)
         except Exception:
-            log.exception("session %s cannot begin as it wants to", session.id)
+            log.exception("a session cannot begin as it wants to", extra={"session_id": session.id})
             session.failure = ErrorCode.ENGINE_FAILED
             if not self.engine.is_sound:
                 raise
@@ -465,7 +465,8 @@ class Batcher:
                 picture = pixels[launch.chosen.index(slot)]
                 frame, seconds = encode_turn(session, turn, picture, done - launch.at, launch.host_s)
             except Exception:
-                log.exception("a frame of session %s could not be encoded", session.id)
+                known = {"session_id": session.id, "frame_id": turn.frame_id, "event_id": turn.event_id}
+                log.exception("a frame could not be encoded", extra=known)
                 session.failure = ErrorCode.SERVER_FAILED
                 continue
             encode_s += seconds

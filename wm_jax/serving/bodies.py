@@ -1,8 +1,9 @@
 """What is asked and answered over HTTP, typed: the bodies beside the messages of protocol.py."""
 
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from wm_jax.serving.protocol import Codec, ErrorCode, Held, KeyInfo, Message, Mode, Protocol, Queue, Source
 
@@ -47,6 +48,55 @@ class ForkSession(Message):
     mode: Mode | None = None
     media: Media | None = None
     linger_s: float | None = Field(default=None, ge=0, le=600)
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}".lower():
+        raise ValueError(f'{text!r} is no origin; browsers name a page\'s as "https://host[:port]", in small letters')
+    return text
+
+
+Origin = Annotated[str, Field(max_length=256), AfterValidator(_origin)]
+
+
+class CreateToken(Message):
+    """Body of `POST /v1/tokens`; every field may be left out.
+
+    Attributes:
+      ttl_s: Seconds in which sessions may be opened with it; those that are open live on.
+      models: Worlds it may open; where it is not given those of the server.
+      origins: Pages it works from; where they are not given whoever holds it may use it.
+      max_sessions: Its sessions at once, on one server.
+      max_session_s: Seconds after which each of them ends.
+    """
+
+    ttl_s: float = Field(default=300.0, ge=1, le=86_400)
+    models: list[Annotated[str, Field(max_length=128)]] | None = Field(default=None, min_length=1, max_length=16)
+    origins: list[Origin] | None = Field(default=None, min_length=1, max_length=16)
+    max_sessions: int = Field(default=1, ge=1, le=1024)
+    max_session_s: float | None = Field(default=None, ge=1, le=604_800)
+
+
+class Token(Message):
+    """Answer of `POST /v1/tokens`: `Authorization: Bearer <token>` opens sessions until `expires_at`, seconds since the epoch."""
+
+    token: str
+    expires_at: float
+
+
+class CreateSpectator(Message):
+    """Body of `POST /v1/sessions/{id}/spectators`: the ticket lets one in, and in again, for `ttl_s` seconds."""
+
+    ttl_s: float = Field(default=3600.0, ge=1, le=86_400)
+
+
+class SpectatorTicket(Message):
+    """Answer of `POST /v1/sessions/{id}/spectators`: where to watch, with which token; it may be shared."""
+
+    ws_url: str
+    token: str
+    expires_at: float
 
 
 class SessionTicket(Message):

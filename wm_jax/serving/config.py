@@ -5,11 +5,12 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ICE_SERVER = re.compile(
     r"(?P<scheme>stun|turns?):((?P<username>[^:@]+):(?P<credential>[^@]+)@)?(?P<host>[^:@?,<>]+(:\d+)?(\?transport=(udp|tcp))?)"
 )
+LogKind = Literal["console", "json"]
 
 
 class ServeConfigError(ValueError):
@@ -37,7 +38,9 @@ class ServeConfig:
       quality: JPEG quality, 1 to 100, where the client does not say.
       token_s: Seconds in which a new session must be connected.
       linger_s: Seconds a session outlives its dropped connection, where the client does not say.
+      spectators: Sockets that may watch one session, beside its player's.
       idle_s: Seconds of silence after which a client is sent away.
+      log: How log lines look on standard error: for people, or a JSON object each.
       drain_s: Seconds players get to leave when the server is told to stop.
       max_message_bytes: The longest message a client may send over the WebSocket.
       max_body_bytes: The longest body of an HTTP request.
@@ -75,7 +78,9 @@ class ServeConfig:
     quality: int = 90
     token_s: float = 60.0
     linger_s: float = 60.0
+    spectators: int = 8
     idle_s: float = 300.0
+    log: LogKind = "console"
     drain_s: float = 3.0
     max_message_bytes: int = 65_536
     max_body_bytes: int = 1_048_576
@@ -124,6 +129,8 @@ class ServeConfig:
             raise ServeConfigError("rollout_frames, rollout_mb and rollout_age_s must be more than 0")
         for server in self.ice_servers:
             parse_ice_server(server)
+        if self.spectators < 0:
+            raise ServeConfigError(f"spectators is {self.spectators}; 0 lets nobody watch")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:

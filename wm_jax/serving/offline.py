@@ -133,7 +133,7 @@ def dream_of_given_noise(world: Playable[Any], params: Params, prompt: Prompt, s
     def dream(controls: Controls) -> UInt8[np.ndarray, "t h w 3"]:
         nonlocal state
         rows = jax.tree.map(lambda leaf: leaf[:, None], controls)
-        given = np.stack([noise.draw((0,), active) for _ in controls.keys])
+        given = np.stack([noise.draw(range(1), active) for _ in controls.keys])
         state, frames = rolling(params, state, rows.keys, rows.mouse, active, given)
         return np.asarray(frames)[:, 0]
 

@@ -23,11 +23,12 @@ from wm_jax.serving.bodies import (
 from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.history import History
-from wm_jax.serving.keeper import Keeper, captured, sound
+from wm_jax.serving.keeper import Keeper, Terms, captured, sound
 from wm_jax.serving.lobby import Lobby, Place
 from wm_jax.serving.protocol import (
     ErrorCode,
     Refusal,
+    Role,
     SessionCreated,
     Snapshotted,
     Source,
@@ -38,6 +39,7 @@ from wm_jax.serving.rollouts import Rollout, Rollouts
 from wm_jax.serving.session import Opening
 from wm_jax.serving.snapshots import SnapshotStore
 from wm_jax.serving.studio import Studio
+from wm_jax.serving.tokens import Permit, Tokens, bearer, is_signed
 from wm_jax.serving.video import offered_codecs
 from wm_jax.types import Params, Prompt
 from wm_jax.world import Playable
@@ -57,6 +59,7 @@ class Service:
         artifact: Artifact | None = None,
     ) -> None:
         self.config = config
+        self.tokens = Tokens(config.auth)
         self.world = world.config
         self.scenes = Scenes(prompts)
         self.takes_image = world.takes_image or self.scenes.count > 0
@@ -99,9 +102,11 @@ class Service:
         if delivery and self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(show_all, delivery)
 
-    async def create(self, body: CreateSession) -> Place:
-        """Seats a new session, or refuses to."""
-        return self.lobby.create(body, await self._opening(body))
+    async def create(self, body: CreateSession, permit: Permit | None = None) -> Place:
+        """Seats a new session, or refuses to; with the permit of an ephemeral token only what that allows."""
+        if permit is not None:
+            permit.check_model(body.model or self.world.name)
+        return self.lobby.create(body, await self._opening(body), permit)
 
     async def _opening(self, body: CreateSession) -> Opening:
         opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
@@ -148,6 +153,18 @@ class Service:
             record, moment = await self.keeper.find(session_id, resume_token)
             return self.lobby.resume(record, moment, resume_token)
 
+    async def join(self, session_id: str, token: str, origin: str | None) -> Place:
+        """The session that whoever brings this token, from a page of this origin, may play.
+
+        Raises:
+          Refusal: there is none, the token is not its own, or does not work from there.
+        """
+        place = await self.come_back(session_id, token)
+        self.lobby.check_token(place, token)
+        if place.permit is not None:
+            place.permit.check_origin(origin)
+        return place
+
     async def snapshot(self, place: Place) -> Snapshotted:
         """Writes a session to the disk under a name of its own.
 
@@ -156,7 +173,7 @@ class Service:
         """
         keeper = self._kept("snapshot")
         try:
-            name, record, size = await keeper.snapshot(place.session, place.resume_token, place.linger_s)
+            name, record, size = await keeper.snapshot(place.session, Terms(place.resume_token, place.linger_s))
         except OSError as error:
             log.warning("a snapshot could not be written: %s", error)
             raise Refusal(ErrorCode.BUSY, "the server's disk takes no snapshot now", retry_after_ms=10_000) from None
@@ -169,13 +186,16 @@ class Service:
             raise Refusal(ErrorCode.UNSUPPORTED, text, param=param)
         return self.keeper
 
-    async def fork(self, place: Place, body: ForkSession) -> Place:
+    async def fork(self, place: Place, body: ForkSession, permit: Permit | None = None) -> Place:
         """Seats a new session that goes on as this one is, or was just before a frame that is kept.
 
         Raises:
-          Refusal: that frame is not kept, the session has ended, every slot is taken, or the server is busy or about to stop.
+          Refusal: that frame is not kept, the session has ended or is not this permit's, every slot is taken, or the
+            server is busy or about to stop.
         """
         session = place.session
+        if permit is not None and not _is_of(place, permit):
+            raise Refusal(ErrorCode.UNAUTHORIZED, f"this token did not open session {session.id}, another one did")
         self.lobby.check_room()
         if session.source == "real":
             raise Refusal(ErrorCode.UNSUPPORTED, "this session plays the real game, which cannot be copied")
@@ -185,7 +205,8 @@ class Service:
             opening = await sound(session.opening_at(body.at))
         mode = session.mode if body.mode is None else body.mode
         media = body.media or Media(codec=session.codec, quality=session.quality)
-        forked = self.lobby.create(CreateSession(mode=mode, media=media, linger_s=body.linger_s), opening)
+        asked = CreateSession(mode=mode, media=media, linger_s=body.linger_s)
+        forked = self.lobby.create(asked, opening, permit)
         if body.media is None:
             forked.session.stride = session.stride
         return forked
@@ -195,24 +216,52 @@ class Service:
         free = self.batcher.free_slots
         return models.model_info(self.world, self.config, self.sources, self.scenes.count, self.takes_image, free)
 
-    def created(self, place: Place) -> SessionCreated:
+    def created(self, place: Place, role: Role = "player") -> SessionCreated:
         """The first message of a connection."""
         return SessionCreated(
             session=models.session_info(self.world, place.session, self.lobby.status(place)),
             capabilities=models.capabilities(
                 self.world, self.config, self.sources, self.takes_image, self.lobby.kept_frames
             ),
-            resume_token=place.resume_token,
+            role=role,
+            resume_token=place.resume_token if role == "player" else None,
         )
 
     def check_bearer(self, authorization: str | None, place: Place | None = None) -> None:
-        """Lets the server's secret, or the session's own token, pass; everyone where no secret is set."""
-        if self.config.auth is None:
+        """Lets the server's secret, or the session's own tokens, pass; everyone where no secret is set."""
+        token = bearer(authorization)
+        own = [] if place is None else [place.token, place.resume_token]
+        if self.config.auth is None or _is_one_of(token, [self.config.auth, *own]):
             return
-        token = (authorization or "").removeprefix("Bearer ").encode()
-        allowed = [self.config.auth] if place is None else [self.config.auth, place.token, place.resume_token]
-        if not any(hmac.compare_digest(token, known.encode()) for known in allowed):
+        if place is None or not is_signed(token):
             raise Refusal(ErrorCode.UNAUTHORIZED, "this server wants `Authorization: Bearer <its --auth secret>`")
+        if not _is_of(place, self.tokens.permit(token)):
+            text = f"this token did not open session {place.session.id}, another one did"
+            raise Refusal(ErrorCode.UNAUTHORIZED, text)
+
+    def permit(self, authorization: str | None, origin: str | None) -> Permit | None:
+        """What the bearer of an ephemeral token may open; None: whatever he likes, for he shows the server's secret.
+
+        Raises:
+          Refusal: neither the secret nor a token that is good, or one that does not work from this page.
+        """
+        token = bearer(authorization)
+        if not is_signed(token) or (self.config.auth is not None and _is_one_of(token, [self.config.auth])):
+            self.check_bearer(authorization)
+            return None
+        permit = self.tokens.permit(token)
+        permit.check_origin(origin)
+        return permit
+
+
+def _is_one_of(token: str, known: list[str]) -> bool:
+    """Whether the token is one of these, in a time that tells nothing about them."""
+    return any(hmac.compare_digest(token.encode(), one.encode()) for one in known)
+
+
+def _is_of(place: Place, permit: Permit) -> bool:
+    """Whether the token with this permit opened the session."""
+    return place.permit is not None and place.permit.jti == permit.jti
 
 
 def _keeper(config: ServeConfig, known: Identity, batcher: Batcher) -> Keeper | None:

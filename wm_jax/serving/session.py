@@ -107,6 +107,7 @@ class Session:
       has_shown: Whether a frame of it was made ready to be sent.
       wants_pixels: Its connection encodes its frames, those that it sends.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
+      viewers: The outboxes of its spectators.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Session:
         self.has_shown = False
         self.wants_pixels = codec == "h264"
         self.failure: ErrorCode | None = None
+        self.viewers: list[Outbox] = []
         self.started_at = time.monotonic()
         self._history = history or History(0, 1)
         self._log = Log()
@@ -337,6 +339,11 @@ class Session:
             work.frames.append(frame)
         if self.is_connected:
             self.outbox.put_frame(frame)
+        if self.viewers:
+            # The same bytes; which events they obey, and by whose clock, is the player's own matter.
+            shown = frame._replace(event_id=None, client_ts=None, step_id=None)
+            for viewer in self.viewers:
+                viewer.put_frame(shown)
 
     # ---- the device thread's side
 

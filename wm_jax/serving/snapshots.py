@@ -20,6 +20,7 @@ from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.history import Memory
 from wm_jax.serving.protocol import Codec, ErrorCode, Mode, Refusal
 from wm_jax.serving.session import Moment, Opening
+from wm_jax.serving.tokens import Permit
 from wm_jax.types import Params
 from wm_jax.world import Playable
 
@@ -37,6 +38,7 @@ class Record(BaseModel):
       world: The fingerprint of world and weights that dreamt it; others would make nothing of its memory.
       resume_sha256: Of the token that lets a client come back to it.
       saved_at: Seconds since the epoch.
+      permit, ends_at: Of the ephemeral token that opened it: it may last no longer for having slept.
       frame_id: Its next frame.
       held: Keys held before that, in the world's own order.
       is_fork: Whether it began as another one's copy, so that a reset cannot begin at the seed.
@@ -51,6 +53,8 @@ class Record(BaseModel):
     resume_sha256: str
     saved_at: float
     linger_s: float
+    permit: Permit | None = None
+    ends_at: float | None = None
     mode: Mode
     codec: Codec
     quality: int
