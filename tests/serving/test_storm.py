@@ -214,7 +214,7 @@ class Storm(RuleBasedStateMachine):
         """Before the device takes the state, after that, or when the pixels are asked for, with the next frame under way."""
         served, step = engine(), engine().step
 
-        def broken(controls: Any, active: Any, chosen: Any) -> Any:
+        def broken(controls: Any, active: Any, chosen: Any = None) -> Any:
             if where != "before":
                 step(controls, active, chosen)
             for leaf in jax.tree.leaves(served._state if where == "after" else ()):

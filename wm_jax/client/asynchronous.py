@@ -27,14 +27,14 @@ class Client:
 
     Attributes:
       created: The first message, `session.created`.
-      url: The server's.
       wire: How messages travel.
+      url: The server's.
     """
 
     socket: ClientConnection
     created: dict[str, Any]
-    url: str
     wire: Wire
+    url: str
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
     _video: H264Decoder | None = None
 
@@ -115,7 +115,7 @@ async def open_session(
             assert isinstance(first, dict), "frames before session.created"
             if first["type"] != "session.created":
                 raise ServerError(f"{first.get('code')}: {first.get('message')}")
-            yield Client(socket, first, url, spoken)
+            yield Client(socket, first, spoken, url)
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):

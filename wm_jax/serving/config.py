@@ -55,14 +55,14 @@ class ServeConfig:
       snapshot_every_s: Seconds from one writing of a session to the next.
       snapshot_mb: What that folder may hold; the oldest make room.
       snapshot_age_s: Seconds after which what is written there is removed.
+      ice_servers: Over WebRTC, for players behind a NAT: "stun:host:port", "turn:user:password@host:port". Who may play is
+        told them. None by default: then players must reach this machine's own addresses, by UDP.
       record_frames: The newest frames of a session that a recording holds: the keys of each are kept, no pixels. 0: there are
         no recordings.
       rollouts: Offline rollouts that may wait or run at once.
       rollout_frames: Frames that the scripts of one may have together.
       rollout_mb: What the recordings of finished ones may occupy on the disk; the oldest make room.
       rollout_age_s: Seconds after which they are removed.
-      ice_servers: Over WebRTC, for players behind a NAT: "stun:host:port", "turn:user:password@host:port". Who may play is
-        told them. None by default: then players must reach this machine's own addresses, by UDP.
     """
 
     host: str = "127.0.0.1"
@@ -94,12 +94,12 @@ class ServeConfig:
     snapshot_every_s: float = 5.0
     snapshot_mb: float = 4096.0
     snapshot_age_s: float = 86_400.0
+    ice_servers: tuple[str, ...] = ()
     record_frames: int = 18_000
     rollouts: int = 8
     rollout_frames: int = 18_000
     rollout_mb: float = 1024.0
     rollout_age_s: float = 3600.0
-    ice_servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -121,16 +121,16 @@ class ServeConfig:
             )
         if not self.snapshot_every_s > 0 or not self.snapshot_mb > 0 or not self.snapshot_age_s > 0:
             raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")
+        for server in self.ice_servers:
+            parse_ice_server(server)
+        if self.spectators < 0:
+            raise ServeConfigError(f"spectators is {self.spectators}; 0 lets nobody watch")
         if self.record_frames < 0 or self.rollouts < 0:
             raise ServeConfigError(
                 f"record_frames is {self.record_frames}, rollouts {self.rollouts}; 0 is none, fewer there are not"
             )
         if self.rollout_frames < 1 or not self.rollout_mb > 0 or not self.rollout_age_s > 0:
             raise ServeConfigError("rollout_frames, rollout_mb and rollout_age_s must be more than 0")
-        for server in self.ice_servers:
-            parse_ice_server(server)
-        if self.spectators < 0:
-            raise ServeConfigError(f"spectators is {self.spectators}; 0 lets nobody watch")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:

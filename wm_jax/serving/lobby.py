@@ -158,6 +158,12 @@ class Lobby:
                 retry_after_ms=5_000,
             )
 
+    def _check_count(self, permit: Permit) -> None:
+        mine = sum(place.permit is not None and place.permit.jti == permit.jti for place in self._places.values())
+        if mine >= permit.max_sessions:
+            text = f"this token has {mine} sessions here, as many as it may have at once; end one, or ask for another token"
+            raise Refusal(ErrorCode.TOO_MANY_SESSIONS, text, retry_after_ms=5_000)
+
     def check_open(self) -> None:
         """Passes where anything may begin.
 
@@ -168,12 +174,6 @@ class Lobby:
             raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
         if self.is_draining:
             raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
-
-    def _check_count(self, permit: Permit) -> None:
-        mine = sum(place.permit is not None and place.permit.jti == permit.jti for place in self._places.values())
-        if mine >= permit.max_sessions:
-            text = f"this token has {mine} sessions here, as many as it may have at once; end one, or ask for another token"
-            raise Refusal(ErrorCode.TOO_MANY_SESSIONS, text, retry_after_ms=5_000)
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         models.check_codec(body.media.codec, body.mode)

@@ -17,8 +17,8 @@ from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.codec import Mp4Writer
 from wm_jax.serving.events import Events
 from wm_jax.serving.history import History
-from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox, Sending
-from wm_jax.serving.protocol import ErrorCode, Refusal
+from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox
+from wm_jax.serving.protocol import ErrorCode, Message, Refusal
 from wm_jax.serving.session import MAX_WAITING_STEPS, Moment, Session
 from wm_jax.types import ControlSpace
 
@@ -74,7 +74,7 @@ async def _next_frame(session: Session, batcher: Batcher) -> UInt8[np.ndarray, "
     while True:
         try:
             async with asyncio.timeout(LOOK_S):
-                sent = await session.outbox.next()
+                item = await session.outbox.next()
         except TimeoutError:
             failure = ErrorCode.ENGINE_FAILED if batcher.stage.failure else session.failure
             if batcher.is_held:
@@ -82,10 +82,10 @@ async def _next_frame(session: Session, batcher: Batcher) -> UInt8[np.ndarray, "
             if failure is not None:
                 raise Refusal(failure, "a frame of the replay could not be made; the server's log says why") from None
             continue
-        if not isinstance(sent, Sending):  # nobody else writes to it
+        if isinstance(item, Message):  # nobody else writes to it
             raise SlotTaken
-        assert isinstance(sent.payload, bytes), "frames of the codec raw are bytes"
-        return np.frombuffer(sent.payload, np.uint8).reshape(sent.header.h, sent.header.w, 3)
+        assert isinstance(item.payload, bytes), "its codec is raw, and nobody asked for pixels"
+        return np.frombuffer(item.payload, np.uint8).reshape(item.header.h, item.header.w, 3)
 
 
 class Film:
