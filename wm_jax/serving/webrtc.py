@@ -26,6 +26,7 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 from jaxtyping import UInt8
+from structlog.contextvars import bound_contextvars
 
 from wm_jax.serving.config import parse_ice_server
 from wm_jax.serving.limits import TokenBucket
@@ -296,7 +297,8 @@ class Peer:
         service, place = self._service, self.place
         snapshot: Callable[[], Awaitable[Snapshotted]] = functools.partial(service.snapshot, place)
         try:
-            await Connection(service.lobby, place, self._transport, service.created(place), snapshot).run()
+            with bound_contextvars(**place.named):
+                await Connection(service.lobby, place, self._transport, service.created(place), snapshot).run()
         except Refusal as refusal:
             with contextlib.suppress(Gone):
                 await self._transport.send(error_message(refusal, fatal=True))
