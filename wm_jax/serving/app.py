@@ -42,7 +42,7 @@ HTTP_STATUS = {
 CROSS_ORIGIN: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
-    "expose_headers": ["Retry-After", "X-Request-Id", "Location", "Link"],
+    "expose_headers": ["Link", "Location", "Retry-After", "X-Request-Id"],
 }
 """What a page of one of `--allow-origins` may ask and read; a browser asks first whether it may."""
 
