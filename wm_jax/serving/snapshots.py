@@ -39,6 +39,10 @@ NAME = re.compile(r"[A-Za-z0-9_-]{16,64}")
 ABANDONED_S = 600.0
 """Age at which a half-written file is nobody's: no save takes that long, and other servers may be writing now."""
 
+LOOKS = 5
+LOOK_S = 0.002
+"""A listing that is read while a file is renamed may show neither its old nor its new name; the next one shows it."""
+
 HASHED_BYTES = 65_536
 """Of each array of weights: enough to tell two trainings apart, and little enough for weights of many gigabytes."""
 
@@ -153,7 +157,7 @@ class SnapshotStore:
                 self._path(name, epoch).rename(self._path(name, epoch + 1))
             except FileNotFoundError:
                 continue  # another server was faster
-            os.utime(self._path(name, epoch + 1))
+            self.touch(name, epoch + 1)
             return epoch + 1
 
     def read(self, name: str) -> Record:
@@ -227,10 +231,12 @@ class SnapshotStore:
         Raises:
           Refusal: there is none of that name.
         """
-        epochs = self._epochs(name)
-        if not epochs:
-            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
-        return max(epochs)
+        for _ in range(LOOKS):
+            epochs = self._epochs(name)
+            if epochs:
+                return max(epochs)
+            time.sleep(LOOK_S)
+        raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
 
     def _check_newest(self, name: str, epoch: int) -> None:
         later = max(self._epochs(name), default=0)
