@@ -7,6 +7,7 @@
     python serve.py build/coinrun_cpu                   what `python -m wm_jax.export` made for this machine
     python serve.py worlds/coinrun --host 0.0.0.0 --auth SECRET             other machines may play, with the secret
     python serve.py worlds/coinrun --rollout actions.npz --out dream.mp4    no server: keys in, video out
+    python serve.py worlds/coinrun --replay recording.zip --out again.mp4   no server: what was played, to the bit
     python serve.py oasis-500m --weights weights/oasis                      a published world, from its released files
 
 actions.npz holds `keys`, bool [frames, keys of the world], and where the world has one `mouse`, [frames, 2]:
@@ -19,7 +20,6 @@ import gc
 gc.disable()  # `run` explains and enables it again
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +43,9 @@ class ServeArgs:
       world: Folder of a released world, of a training run, or of `python -m wm_jax.export`; or a published world's name.
       device: Compute on this platform (cpu, cuda, tpu, neuron), or fail; by default the best one that JAX finds.
       rollout: Dream these keys (.npz) instead of serving.
-      out: The MP4 that --rollout writes.
+      replay: Make the frames of this recording again (.zip, `GET /v1/sessions/{id}/recording`) instead of serving.
+      out: The MP4 that --rollout or --replay writes.
+      lossless: With --replay: write all pixels as well, beside the MP4 (.npy, uint8 [frames, height, width, 3]).
       seed: Seed of --rollout; a session with the same seed dreams the same.
       prompt: An image (PNG or JPEG of the world's size) to begin with, for worlds that go on from any image.
       published: Weights and speed of a published world.
@@ -52,7 +54,9 @@ class ServeArgs:
 
     world: Annotated[Path, tyro.conf.Positional]
     rollout: Path | None = None
+    replay: Path | None = None
     out: Path = Path("dream.mp4")
+    lossless: bool = False
     seed: int = 0
     device: str | None = None
     prompt: Path | None = None
@@ -62,8 +66,6 @@ class ServeArgs:
 
 def main() -> None:
     console = Console()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         args = tyro.cli(ServeArgs, description=__doc__)
         run(args, console)
@@ -82,10 +84,12 @@ def run(args: ServeArgs, console: Console) -> None:
     # a tenth of the time to the first frame, and would go on doing so between frames.
     gc.freeze()
     gc.enable()
-    if args.rollout is None:
-        play(args.server, opened, console)
-    else:
+    if args.rollout is not None:
         dream(args, opened, console)
+    elif args.replay is not None:
+        replay(args, opened, console)
+    else:
+        play(args.server, opened, console)
 
 
 def play(server: ServeConfig, opened: Opened, console: Console) -> None:
@@ -124,6 +128,36 @@ def dream(args: ServeArgs, opened: Opened, console: Console) -> None:
     console.print(
         f"wrote {args.out}: {len(controls.keys)} frames at {world.config.fps:g} fps", highlight=False, soft_wrap=True
     )
+
+
+def replay(args: ServeArgs, opened: Opened, console: Console) -> None:
+    """Writes the video of --replay, and says by a digest which pixels they were."""
+    from wm_jax.serving import recording
+    from wm_jax.serving.offline import write_replay
+
+    assert args.replay is not None
+    world, params, prompts = opened.world, opened.params, opened.prompts
+    known = recording.identity(world, params, prompts, recording.read_info(args.replay).slots)
+    info, events = recording.read(args.replay, known)
+    for text in recording.differences(info, known.info(events, info.history, None, info.fps)):
+        console.print(f"[yellow]note[/]  recorded with {escape(text)}: pixels may differ a little", highlight=False)
+    lossless = args.out.with_suffix(".npy") if args.lossless else None
+    with Progress(console=console) as progress:
+        task = progress.add_task("replaying", total=info.frames)
+        sha256 = write_replay(
+            world,
+            params,
+            prompts,
+            (info, events),
+            args.out,
+            lossless,
+            lambda done: progress.update(task, completed=done),
+            opened.artifact,
+        )
+    same = {None: "", sha256: ", as when it was recorded"}.get(info.frames_sha256, f", it was {info.frames_sha256}")
+    written = str(args.out) if lossless is None else f"{args.out} and {lossless}"
+    console.print(f"wrote {written}: {info.frames} frames at {info.fps:g} fps", highlight=False, soft_wrap=True)
+    console.print(f"sha256 of all pixels {sha256}{same}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

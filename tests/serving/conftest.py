@@ -17,6 +17,7 @@ import httpx
 import jax
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 import wm_jax as wm
@@ -115,6 +116,18 @@ class Talk:
         while len(self.frames) < before + count:
             self.receive()
         return self.frames[before : before + count]
+
+
+def closing_code(socket, timeout: float = 20.0) -> tuple[int, list[dict]]:
+    """How the server ended the connection, and its last messages."""
+    messages = []
+    try:
+        while True:
+            data = socket.recv(timeout)
+            messages += [json.loads(data)] if isinstance(data, str) else []
+    except ConnectionClosed as closed:
+        assert closed.rcvd is not None
+        return closed.rcvd.code, messages
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,23 @@ def test_a_foreign_page_may_not_open_sessions(server):
     server.delete(own.json())
 
 
+def test_a_page_of_an_invited_site_may_ask_and_read():
+    friend, stranger = "https://friend.example", "https://evil.example"
+    config = ServeConfig(allow_origins=(friend,), auth="sesame")
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+
+    def send(method: str, origin: str, **headers: str) -> httpx.Response:
+        body = {"json": {}} if method == "POST" else {}
+        return asyncio.run(ask(config, method, "/v1/sessions", headers={"Origin": origin, **headers}, **body))
+
+    assert send("OPTIONS", friend, **asks).headers["access-control-allow-origin"] == friend
+    assert send("POST", friend, Authorization="Bearer sesame").headers["access-control-allow-origin"] == friend
+    refused = send("POST", friend)
+    assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == friend
+    for answer in (send("OPTIONS", stranger, **asks), send("POST", stranger, Authorization="Bearer sesame")):
+        assert answer.status_code >= 400 and "access-control-allow-origin" not in answer.headers
+
+
 def test_a_body_that_is_too_long_or_no_json_is_refused(server):
     long = server.http.post(f"{server.url}/v1/sessions", content=b"x" * (2**20 + 1))
     assert long.status_code == 413 and long.json()["code"] == "too_large"

@@ -50,7 +50,7 @@ class ForgetfulEngine(Engine):
         self.sizes = (1,)
         self.held = 0
         self._lost = lost
-        self._steps = 0
+        self._made = 0
 
     def compile(self, report) -> None:
         report("ready", 1.0)
@@ -70,8 +70,8 @@ class ForgetfulEngine(Engine):
 
     def step(self, controls, active, chosen=None):
         self.held += int(controls.keys[0].sum())
-        self._steps += 1
-        return LostFrames() if self._steps == self._lost else Frames(self.held)
+        self._made += 1
+        return LostFrames() if self._made == self._lost else Frames(self.held)
 
 
 class Frames:

@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 import wm_jax as wm
 from tests.serving.conftest import serving, tiny_prompts
 from wm_jax.client import RemoteWorldEnv, ServerError, connect, open_session
+from wm_jax.serving.recording import read_info
 
 
 def test_the_client_streams_loss_free(server):
@@ -120,3 +121,23 @@ def test_the_stream_example_writes_every_frame(served, request, tmp_path, root):
     with av.open(str(tmp_path / "d.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 20
     assert len((root / "examples" / "stream.py").read_text().splitlines()) < 40
+
+
+def test_a_script_keeps_what_it_played(server, tmp_path):
+    async def play() -> None:
+        async with open_session(server.url, mode="stepped", media={"codec": "png"}) as client:
+            await client.send("step", step_id=0, n=3)
+            frames = client.frames()
+            for _ in range(3):
+                await anext(frames)
+            await client.record(tmp_path / "b.zip", video=False)
+
+    with connect(server.url, seed=2) as session:
+        with pytest.raises(ServerError, match="no frame"):
+            session.record(tmp_path / "none.zip")
+        session.step(["ArrowUp"], frames=4)
+        path = session.record(tmp_path / "a.zip")
+    asyncio.run(play())
+    told = [read_info(tmp_path / name) for name in ("a.zip", "b.zip")]
+    assert path == tmp_path / "a.zip" and [info.frames for info in told] == [4, 3]
+    assert [info.frames_sha256 is None for info in told] == [False, True] and not (tmp_path / "none.zip").exists()

@@ -1,12 +1,15 @@
 """The load generator against a real server: what it counts is what was sent."""
 
+import asyncio
 import json
 import sys
 
 import numpy as np
 import pytest
 
-from wm_jax.eval import load
+import wm_jax as wm
+from tests.serving.conftest import serving, tiny_prompts
+from wm_jax.eval import hostile, load
 from wm_jax.eval.load import LoadConfig, Played, lateness, rate
 
 
@@ -39,3 +42,33 @@ def test_what_the_server_refuses_is_said(server, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["load", server.url, "--processes"])
     with pytest.raises(SystemExit, match="name a world folder"):
         load.main()
+
+
+@pytest.mark.parametrize(
+    ("kind", "heard"),
+    [
+        (hostile.flood, {"flood: closed 4429", "flood: cut off"}),
+        (hostile.huge, {"huge: closed 1009", "huge: cut off"}),
+        (hostile.garbage, {"wrong token: closed 4401", "wrong origin: closed 4403", "bad UTF-8: closed 1007",
+                           "garbage: closed 1008"}),
+        (hostile.bomb, {"bomb: 422", "long body: 413"}),
+        (hostile.burglar, {"path traversal: 404"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_a_hostile_client_hears_a_code_and_leaves_no_seat_taken(server, kind, heard):
+    attack = hostile.Attack(server.url, None)
+    asyncio.run(kind(attack))
+    one_of = kind in (hostile.flood, hostile.huge)  # who still writes may not hear why
+    assert attack.heard and (set(attack.heard) <= heard if one_of else set(attack.heard) == heard)
+    assert server.free_slots() == 2
+
+
+@pytest.mark.full
+def test_players_are_measured_alone_and_beside_hostile_clients():
+    with serving(*wm.tiny_world(0), tiny_prompts(), slots=1 + hostile.SEATS) as server:
+        numbers = load.withstand(load.LoadConfig(server.url, seconds=3, warmup=0.5, rounds=2))
+        assert server.free_slots() == 1 + hostile.SEATS, "everybody has left"
+    assert numbers["recompilations"] == 0 and numbers["alone_gap_p99_ms"] > 0 and numbers["beside_fps_least"] > 5
+    assert {"bomb: 422", "wrong token: closed 4401", "path traversal: 404"} <= set(numbers["answers"])
+    assert "bomb: 422" in load.show(numbers)

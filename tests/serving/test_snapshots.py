@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 import wm_jax as wm
-from tests.serving.conftest import Talk, serving, tiny_prompts
+from tests.serving.conftest import Talk, closing_code, serving, tiny_prompts
 from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.history import Memory
 from wm_jax.serving.protocol import Refusal
@@ -195,8 +195,12 @@ def test_a_session_comes_back_after_the_server_was_stopped(tiny, tmp_path):
         with server.connect(alone) as socket:
             wanted = steps(server.talk(socket), 9, 1, ["ArrowUp"])
         server.delete(alone)
-        ticket = server.create(**STEPPED)
-        with server.connect(ticket) as socket:
+        token = server.http.post(f"{server.url}/v1/tokens", json={"max_session_s": 600}).json()["token"]
+        shown = {"Authorization": f"Bearer {token}"}
+        ticket = server.http.post(f"{server.url}/v1/sessions", json=STEPPED, headers=shown).json()
+        terms = server.service.lobby.find(ticket["session_id"])
+        watching = server.http.post(f"{server.url}/v1/sessions/{ticket['session_id']}/spectators").json()
+        with server.connect(ticket) as socket, server.connect(watching) as watched:
             talk = server.talk(socket)
             created = talk.wait_for("session.created")
             assert created["capabilities"]["snapshot"] and "resumed_at" not in created["session"]
@@ -204,6 +208,10 @@ def test_a_session_comes_back_after_the_server_was_stopped(tiny, tmp_path):
             server.stop()
             talk.wait_for("session.go_away", resumable=True)
             assert talk.wait_for("session.ended")["resumable"]
+            code, seen = closing_code(watched)
+            assert code == 1012 and seen[-1]["type"] == "session.ended"
+            assert "session.go_away" in [message["type"] for message in seen]
+            assert created["resume_token"] not in str(seen)
     assert [path.stem for path in (tmp_path / "kept").iterdir()] == [ticket["session_id"]]
     with serving(world, params, tiny_prompts(), **settings) as server:
         ticket["ws_url"] = ticket["ws_url"].replace(ticket["ws_url"].split("/")[2], server.url.split("/")[2])
@@ -214,6 +222,8 @@ def test_a_session_comes_back_after_the_server_was_stopped(tiny, tmp_path):
             talk = server.talk(socket)
             again = talk.wait_for("session.created")
             assert (again["session"]["id"], again["session"]["resumed_at"]) == (ticket["session_id"], 4)
+            back = server.service.lobby.find(ticket["session_id"])
+            assert back.permit is not None and (back.permit, back.ends_at) == (terms.permit, terms.ends_at)
             talk.send("step", step_id=2, n=5)
             assert [payload for _, payload in talk.wait_for_frames(5)] == wanted[4:], (
                 "the keys that were held still are"

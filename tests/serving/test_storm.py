@@ -13,13 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import wm_jax as wm
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.engine import Engine, Scenes
-from wm_jax.serving.history import History
+from wm_jax.serving.events import EventLog, Events
+from wm_jax.serving.history import History, Memory
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import Action, Step
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.session import Opening, Session
 
-SLOTS, DEPTH, EVERY = 3, 3, 2
+SLOTS, DEPTH, EVERY, RECORDED = 3, 3, 2, 24
 
 Past = tuple[Any, ...]
 """How a dream came about: its seed, then what was held in each frame."""
@@ -45,6 +46,25 @@ def alone(past: Past) -> dict[Past, bytes]:
     return frames
 
 
+def made_again(events: Events) -> dict[int, bytes]:
+    """Every frame of a recording, by a dream that nobody shares the engine with."""
+    frames: dict[int, bytes] = {}
+    kept: dict[int, Memory] = {}
+    served, active = engine(), np.arange(SLOTS) == 0
+    wanted = {chapter.opening.back_to for chapter in events.chapters}
+    for piece in events.pieces(64):
+        if piece.opening is not None:
+            back = piece.opening.back_to
+            served.seat(0, piece.opening if back is None else Opening(0, memory=kept[back]))
+        for frame_id, row in enumerate(piece.rows, piece.first):
+            if frame_id in wanted:
+                kept[frame_id] = served.take(0)
+            keys = np.zeros((SLOTS, 4), bool)
+            keys[0] = row.keys
+            frames[frame_id] = np.asarray(served.step(wm.Controls(keys), active))[0].tobytes()
+    return frames
+
+
 @dataclasses.dataclass
 class Player:
     """The simple model of a session: what led to its next frame, and what is still to come."""
@@ -58,6 +78,7 @@ class Player:
     steps: list[tuple[Past | None, frozenset[int]]] = dataclasses.field(default_factory=list)
     restart: Past | None = None
     kept: list[tuple[int, Past]] = dataclasses.field(default_factory=list)
+    shown: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
     @property
     def is_due(self) -> bool:
@@ -107,8 +128,9 @@ class Storm(RuleBasedStateMachine):
     def seat(self, opening: Opening, past: Past, mode: Any) -> None:
         world = engine().world.config
         session = Session(
-            world.controls, world.fps, Outbox(None), opening, mode=mode, codec="raw", history=History(DEPTH, EVERY)
-        )
+            *(world.controls, world.fps, Outbox(None), opening),
+            mode=mode, codec="raw", history=History(DEPTH, EVERY), events=EventLog(RECORDED),
+        )  # fmt: skip
         session.is_connected = True
         assert self.batcher.seat(session) == (len(self.players) < SLOTS)
         if len(self.players) < SLOTS:
@@ -192,9 +214,9 @@ class Storm(RuleBasedStateMachine):
         """Before the device takes the state, after that, or when the pixels are asked for, with the next frame under way."""
         served, step = engine(), engine().step
 
-        def broken(controls: Any, active: Any) -> Any:
+        def broken(controls: Any, active: Any, chosen: Any = None) -> Any:
             if where != "before":
-                step(controls, active)
+                step(controls, active, chosen)
             for leaf in jax.tree.leaves(served._state if where == "after" else ()):
                 leaf.delete()
             served.step = step  # once
@@ -235,13 +257,21 @@ class Storm(RuleBasedStateMachine):
         for player in due:
             frame_id, past = player.next_frame()
             assert made[player.session.id].frame_id == frame_id
-            self.seen.append((past, made[player.session.id].payload))
+            player.shown[frame_id] = made[player.session.id].payload
+            self.seen.append((past, player.shown[frame_id]))
 
     @invariant()
     def every_slot_is_free_or_taken(self) -> None:
         assert self.batcher.free_slots == SLOTS - len(self.players)
 
     def teardown(self) -> None:
+        for player in self.players:
+            events = player.session.events
+            again = {} if events is None else made_again(events)
+            newest = range(len(player.shown) - len(again), len(player.shown))
+            assert again == {frame_id: player.shown[frame_id] for frame_id in newest}, (
+                "a recording shows something else"
+            )
         known: dict[Past, bytes] = {}
         for past, _ in sorted(self.seen, key=lambda seen: -len(seen[0])):
             if past not in known:

@@ -10,21 +10,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import wm_jax as wm
+from tests.serving.conftest import closing_code
 from wm_jax.world.step import pick_prompt
 
 stepped = pytest.mark.parametrize("talk", [{"mode": "stepped", "media": {"codec": "raw"}}], indirect=True)
-
-
-def closing_code(socket, timeout: float = 20.0) -> tuple[int, list[dict]]:
-    """How the server ended the connection, and its last messages."""
-    messages = []
-    try:
-        while True:
-            data = socket.recv(timeout)
-            messages += [json.loads(data)] if isinstance(data, str) else []
-    except ConnectionClosed as closed:
-        assert closed.rcvd is not None
-        return closed.rcvd.code, messages
 
 
 def test_the_first_message_is_session_created(talk, server):

@@ -2,17 +2,21 @@
 
 Never computes a frame: it only speaks wm.v1. Imports the protocol and the codecs of serving.
 
-from wm_jax.client import connect
+from wm_jax.client import connect, roll_out
 
 with connect("http://127.0.0.1:8000", seed=7) as session:
     frames = session.step(["ArrowRight"], frames=30)         # uint8 [30 h w 3], none dropped
     other = session.fork()                                   # goes on as this one is
     session.seek(15)                                         # and this one goes back
+    session.record("recording.zip")                          # all that decided its frames, and a video
+scripts = [{"frames": 60, "init": {"seed": seed}} for seed in range(16)]
+dreams = roll_out("http://127.0.0.1:8000", scripts)          # 16 times [60 h w 3], in slots that no player needs
 """
 
 from wm_jax.client.asynchronous import Client, open_session
 from wm_jax.client.env import RemoteWorldEnv
+from wm_jax.client.recordings import roll_out
 from wm_jax.client.session import Session, connect
 from wm_jax.rest import ServerError
 
-__all__ = ["Client", "RemoteWorldEnv", "ServerError", "Session", "connect", "open_session"]
+__all__ = ["Client", "RemoteWorldEnv", "ServerError", "Session", "connect", "open_session", "roll_out"]

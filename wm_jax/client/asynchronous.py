@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from wm_jax.client.recordings import record
 from wm_jax.rest import ServerError, come_back, request, socket_url
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import AUTH_PREFIX, FramesHeader
@@ -26,6 +28,7 @@ class Client:
     Attributes:
       created: The first message, `session.created`.
       wire: How messages travel.
+      url: The server's.
     """
 
     url: str
@@ -66,6 +69,15 @@ class Client:
         self.socket, self.created = await _connected(self.url, ticket, self.wire)
         self._video = None  # a stream begins anew with its connection
         return self.created
+
+    async def record(self, path: str | Path, video: bool = True) -> Path:
+        """Writes the session's recording so far to a file; see `Session.record`.
+
+        Raises:
+          ServerError: no slot is free for the video, or the server records nothing.
+        """
+        session, token = self.created["session"]["id"], self.created["resume_token"]
+        return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
 
     async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
         """Frames as they come."""

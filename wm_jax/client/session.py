@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from websockets.sync.client import connect as connect_socket
 from websockets.typing import Subprotocol
 
 from wm_jax.client.asynchronous import decode
+from wm_jax.client.recordings import record
 from wm_jax.rest import ServerError, come_back, request, socket_url
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
 
@@ -99,6 +101,17 @@ class Session:
           ServerError: the server was started without `--snapshots`.
         """
         return self._do("session.snapshot", answer="session.snapshotted")["snapshot"]
+
+    def record(self, path: str | Path, video: bool = True) -> Path:
+        """Writes the session's recording so far to a file: `python serve.py WORLD --replay FILE` makes every frame again.
+
+        Args:
+          video: With a video, which the server makes in a slot that no player needs; this waits for it.
+
+        Raises:
+          ServerError: no slot is free for the video, or the server records nothing.
+        """
+        return record(self._url, self.id, Path(path), self._auth or self.resume_token, video)
 
     def fork(self, at: int | None = None) -> "Session":
         """A session of its own that goes on as this one is, or was at the newest kept frame up to `at`.

@@ -7,14 +7,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from wm_jax.export.artifact import Artifact
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import Guard
+from wm_jax.serving.logs import Traced
 from wm_jax.serving.protocol import Error, ErrorCode, Refusal
-from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket, add_webrtc
+from wm_jax.serving.recording_routes import add_recordings, add_rollouts
+from wm_jax.serving.routes import add_health, add_page, add_sessions, add_socket, add_tokens, add_webrtc
 from wm_jax.serving.service import Service
 from wm_jax.serving.websocket import error_message
 from wm_jax.types import Params, Prompt
@@ -27,10 +30,21 @@ HTTP_STATUS = {
     ErrorCode.UNKNOWN_MODEL: 404,
     ErrorCode.UNKNOWN_SNAPSHOT: 404,
     ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.TOO_MANY_SESSIONS: 429,
+    ErrorCode.UNKNOWN_ROLLOUT: 404,
+    ErrorCode.TOO_LARGE: 413,
     ErrorCode.FULL: 503,
+    ErrorCode.BUSY: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
 }
+
+CROSS_ORIGIN: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
+    "expose_headers": ["Retry-After", "X-Request-Id"],
+}
+"""What a page of one of `--allow-origins` may ask and read; a browser asks first whether it may."""
 
 
 def make_app(
@@ -52,11 +66,17 @@ def make_app(
         if peers is not None:
             await peers.close()
 
-    app = FastAPI(title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    refused: dict[int | str, dict[str, Any]] = {"default": {"model": Error, "description": "What is refused, and why"}}
+    app = FastAPI(
+        title="wm_jax", version="1.0", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refused
+    )  # fmt: skip
     app.state.service = service
     add_manners(app, config)
     add_health(app, service)
+    add_tokens(app, service)
     add_sessions(app, service)
+    add_recordings(app, service)
+    add_rollouts(app, service)
     add_socket(app, service)
     if peers is not None:
         add_webrtc(app, service, peers)
@@ -65,8 +85,11 @@ def make_app(
 
 
 def add_manners(app: FastAPI, config: ServeConfig) -> None:
-    """What every server of ours does before and after its routes: the guard, and typed refusals."""
+    """What every server of ours does before and after its routes: the guard, names of requests, typed refusals."""
     app.add_middleware(Guard, config=config)
+    app.add_middleware(Traced)
+    # The outermost, so that a page of another site can read why it was refused as well.
+    app.add_middleware(CORSMiddleware, allow_origins=config.allow_origins, **CROSS_ORIGIN)
     app.add_exception_handler(Refusal, _answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)

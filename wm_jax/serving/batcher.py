@@ -41,6 +41,12 @@ MAX_FAILURES = 3
 Delivery = list[tuple[Session, EncodedFrame]]
 
 
+def show_all(delivery: Delivery) -> None:
+    """Hands every frame to its session; on the thread of the event loop."""
+    for session, frame in delivery:
+        session.show(frame)
+
+
 @dataclasses.dataclass
 class Stage:
     """How far the server is: compiling, ready or failed."""
@@ -126,6 +132,7 @@ class Batcher:
       pulse: Measurements; read by anyone.
       times: The same as histograms.
       pace: The media clock; its attributes are read by anyone.
+      is_held: No frame is launched any more.
     """
 
     def __init__(self, engine: Engine, arcade: Arcade, fps: float, deliver: Callable[[Delivery], None]) -> None:
@@ -145,7 +152,7 @@ class Batcher:
         self._in_flight = 0
         self._failures = 0
         self._is_losing = False
-        self._is_held = False
+        self.is_held = False
         self._broken: queue.SimpleQueue[Launch] = queue.SimpleQueue()
         self._launched_at = 0.0
         self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -176,14 +183,29 @@ class Batcher:
 
     @property
     def free_slots(self) -> int:
+        """Slots that a player may have."""
+        return sum(seated is None or seated.yields for seated in self._seats)
+
+    @property
+    def empty_slots(self) -> int:
+        """Slots in which nobody sits."""
         return self._seats.count(None)
 
     def seat(self, session: Session) -> bool:
-        """Gives the session a slot for as long as it lives; False: all are taken."""
+        """Gives the session a slot for as long as it lives; False: all are taken.
+
+        A player gets that of a session that yields, if no other is free.
+        """
         with self._seating:
-            if None not in self._seats:
+            slot = next((slot for slot, seated in enumerate(self._seats) if seated is None), None)
+            if slot is None and not session.yields:
+                slot = next((slot for slot, seated in enumerate(self._seats) if seated and seated.yields), None)
+            if slot is None:
                 return False
-            self._seats[self._seats.index(None)] = session
+            loser, self._seats[slot] = self._seats[slot], session
+        if loser is not None:
+            loser.turn_out()
+            self._arcade.leave(loser)
         self.wake()
         return True
 
@@ -195,7 +217,7 @@ class Batcher:
 
     def hold(self) -> None:
         """No frame is launched any more; what is under way still comes, and captures are answered."""
-        self._is_held = True
+        self.is_held = True
         self.wake()
 
     def capture(self, session: Session) -> "Future[Moment]":
@@ -222,7 +244,7 @@ class Batcher:
             asked.set_result(self._moment(session))
         except Exception as error:
             if not isinstance(error, Refusal):
-                log.exception("session %s could not be copied", session.id)
+                log.exception("a session could not be copied", extra={"session_id": session.id})
             asked.set_exception(error)
 
     def _moment(self, session: Session) -> Moment:
@@ -277,7 +299,7 @@ class Batcher:
 
     def _time_to_next(self, now: float) -> float | None:
         """Seconds until the next launch; None: nobody wants anything."""
-        if self._is_held:
+        if self.is_held:
             return None
         is_playing = is_stepping = False
         for session in self._seats:
@@ -393,7 +415,7 @@ class Batcher:
         try:
             self.engine.seat(slot, opening)
         except Exception:
-            log.exception("session %s cannot begin as it wants to", session.id)
+            log.exception("a session cannot begin as it wants to", extra={"session_id": session.id})
             session.failure = ErrorCode.ENGINE_FAILED
             if not self.engine.is_sound:
                 raise
@@ -443,7 +465,8 @@ class Batcher:
                 picture = pixels[launch.chosen.index(slot)]
                 frame, seconds = encode_turn(session, turn, picture, done - launch.at, launch.host_s)
             except Exception:
-                log.exception("a frame of session %s could not be encoded", session.id)
+                known = {"session_id": session.id, "frame_id": turn.frame_id, "event_id": turn.event_id}
+                log.exception("a frame could not be encoded", extra=known)
                 session.failure = ErrorCode.SERVER_FAILED
                 continue
             encode_s += seconds

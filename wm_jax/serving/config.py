@@ -5,11 +5,12 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 ICE_SERVER = re.compile(
     r"(?P<scheme>stun|turns?):((?P<username>[^:@]+):(?P<credential>[^@]+)@)?(?P<host>[^:@?,<>]+(:\d+)?(\?transport=(udp|tcp))?)"
 )
+LogKind = Literal["console", "json"]
 
 
 class ServeConfigError(ValueError):
@@ -37,7 +38,9 @@ class ServeConfig:
       quality: JPEG quality, 1 to 100, where the client does not say.
       token_s: Seconds in which a new session must be connected.
       linger_s: Seconds a session outlives its dropped connection, where the client does not say.
+      spectators: Sockets that may watch one session, beside its player's.
       idle_s: Seconds of silence after which a client is sent away.
+      log: How log lines look on standard error: for people, or a JSON object each.
       drain_s: Seconds players get to leave when the server is told to stop.
       max_message_bytes: The longest message a client may send over the WebSocket.
       max_body_bytes: The longest body of an HTTP request.
@@ -56,6 +59,12 @@ class ServeConfig:
       snapshot_age_s: Seconds after which what is written there is removed.
       ice_servers: Over WebRTC, for players behind a NAT: "stun:host:port", "turn:user:password@host:port". Who may play is
         told them. None by default: then players must reach this machine's own addresses, by UDP.
+      record_frames: The newest frames of a session that a recording holds: the keys of each are kept, no pixels. 0: there are
+        no recordings.
+      rollouts: Offline rollouts that may wait or run at once.
+      rollout_frames: Frames that the scripts of one may have together.
+      rollout_mb: What the recordings of finished ones may occupy on the disk; the oldest make room.
+      rollout_age_s: Seconds after which they are removed.
     """
 
     host: str = "127.0.0.1"
@@ -71,7 +80,9 @@ class ServeConfig:
     quality: int = 90
     token_s: float = 60.0
     linger_s: float = 60.0
+    spectators: int = 8
     idle_s: float = 300.0
+    log: LogKind = "console"
     drain_s: float = 3.0
     max_message_bytes: int = 65_536
     max_body_bytes: int = 1_048_576
@@ -87,6 +98,11 @@ class ServeConfig:
     snapshot_mb: float = 4096.0
     snapshot_age_s: float = 86_400.0
     ice_servers: tuple[str, ...] = ()
+    record_frames: int = 18_000
+    rollouts: int = 8
+    rollout_frames: int = 18_000
+    rollout_mb: float = 1024.0
+    rollout_age_s: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -110,6 +126,14 @@ class ServeConfig:
             raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")
         for server in self.ice_servers:
             parse_ice_server(server)
+        if self.spectators < 0:
+            raise ServeConfigError(f"spectators is {self.spectators}; 0 lets nobody watch")
+        if self.record_frames < 0 or self.rollouts < 0:
+            raise ServeConfigError(
+                f"record_frames is {self.record_frames}, rollouts {self.rollouts}; 0 is none, fewer there are not"
+            )
+        if self.rollout_frames < 1 or not self.rollout_mb > 0 or not self.rollout_age_s > 0:
+            raise ServeConfigError("rollout_frames, rollout_mb and rollout_age_s must be more than 0")
         if self.credit_window < 1:
             raise ServeConfigError(f"credit_window is {self.credit_window}; without 1 frame on its way nothing moves")
         if not is_loopback(self.host) and not self.auth:

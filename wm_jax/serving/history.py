@@ -8,7 +8,7 @@ import bisect
 import dataclasses
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from wm_jax.serving.inputs import Mouse
 
@@ -23,6 +23,25 @@ class Memory(NamedTuple):
 
     state: Any
     stream: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """What a session (re)starts from.
+
+    Attributes:
+      seed: Of its noise.
+      prompt: A scene that ships with the world, by number.
+      image: The first frame, given by the client.
+      memory: What a session remembered once: it goes on from there, whatever the other fields say.
+      back_to: The frame of the same session that the memory is of, where a player went back.
+    """
+
+    seed: int
+    prompt: int | None = None
+    image: UInt8[Any, "h w 3"] | None = None
+    memory: Memory | None = None
+    back_to: int | None = None
 
 
 class Kept(NamedTuple):

@@ -8,12 +8,14 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import jax
 
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import Record, SnapshotStore
+from wm_jax.serving.tokens import Permit
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,16 @@ PREFIX = "snap_"
 """Of the names of snapshots that were asked for; whoever knows one may start from it."""
 
 
+class Terms(NamedTuple):
+    """On what terms a session is held: who may come back to it, how long it waits, and how long it may last; see `Place`."""
+
+    resume_token: str
+    linger_s: float
+    permit: Permit | None = None
+    ends_at: float | None = None
+    epoch: int = 0
+
+
 class Keeper:
     """Saves sessions beside the play and finds them again. Used by the event loop alone."""
 
@@ -35,7 +47,7 @@ class Keeper:
         self._queued = 0
         self._saving = asyncio.Lock()  # of two saves of one session the later one must be the one that stays
 
-    async def keep(self, session: Session, resume_token: str, linger_s: float, epoch: int = 0) -> int:
+    async def keep(self, session: Session, terms: Terms) -> int:
         """Writes a session under its own name; the frame that it will go on with.
 
         Raises:
@@ -43,16 +55,16 @@ class Keeper:
           Refusal: the session has ended, plays the real game, or the device is busy.
           OSError: the disk is full or broken.
         """
-        return (await self._save(session.id, session, resume_token, linger_s, epoch))[1].frame_id
+        return (await self._save(session.id, session, terms))[1].frame_id
 
-    async def snapshot(self, session: Session, resume_token: str, linger_s: float) -> tuple[str, Record, int]:
+    async def snapshot(self, session: Session, terms: Terms) -> tuple[str, Record, int]:
         """Writes a session under a new name that any number of others may start from: name, record, bytes.
 
         Raises:
           Refusal, OSError: as `keep`.
         """
         name = PREFIX + secrets.token_urlsafe(18)
-        size, record = await self._save(name, session, resume_token, linger_s)
+        size, record = await self._save(name, session, terms)
         return name, record, size
 
     async def check(self, session_id: str, resume_token: str) -> None:
@@ -106,33 +118,31 @@ class Keeper:
         """Makes room."""
         await asyncio.to_thread(self._store.sweep)
 
-    async def _save(
-        self, name: str, session: Session, resume_token: str, linger_s: float, epoch: int = 0
-    ) -> tuple[int, Record]:
+    async def _save(self, name: str, session: Session, terms: Terms) -> tuple[int, Record]:
         if self._queued >= MAX_QUEUED:
             raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
         self._queued += 1
         try:
-            return await self._save_next(name, session, resume_token, linger_s, epoch)
+            return await self._save_next(name, session, terms)
         finally:
             self._queued -= 1
 
-    async def _save_next(
-        self, name: str, session: Session, resume_token: str, linger_s: float, epoch: int
-    ) -> tuple[int, Record]:
+    async def _save_next(self, name: str, session: Session, terms: Terms) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
-            record = self._record(session, resume_token, linger_s, moment)
-            return await asyncio.to_thread(self._store.save, name, record, moment, epoch), record
+            record = self._record(session, terms, moment)
+            return await asyncio.to_thread(self._store.save, name, record, moment, terms.epoch), record
 
-    def _record(self, session: Session, resume_token: str, linger_s: float, moment: Moment) -> Record:
+    def _record(self, session: Session, terms: Terms, moment: Moment) -> Record:
         opening, memory = moment.opening, moment.opening.memory
         return Record(
             world=self._store.world,
             session_id=session.id,
-            resume_sha256=_digest(resume_token),
+            resume_sha256=_digest(terms.resume_token),
             saved_at=time.time(),
-            linger_s=linger_s,
+            linger_s=terms.linger_s,
+            permit=terms.permit,
+            ends_at=terms.ends_at,
             mode=session.mode,
             codec=session.codec,
             quality=session.quality,

@@ -8,19 +8,24 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from structlog.contextvars import get_contextvars
+
 from wm_jax.serving import models
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.events import EventLog
 from wm_jax.serving.history import History
-from wm_jax.serving.keeper import Keeper
+from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Queue, Refusal, SessionEnded
 from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import Record, Superseded
+from wm_jax.serving.tokens import Permit
 from wm_jax.types import ControlSpace
 
 if TYPE_CHECKING:
+    from wm_jax.serving.spectator import Spectator
     from wm_jax.serving.websocket import Connection
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,7 @@ SWEEP_S = 0.5
 DRAINING = "draining"
 MOVED = "moved to another server"
 """Reasons after which a session goes on elsewhere: what is written of it stays."""
+TIME_IS_UP = "time is up"
 
 FAILURES = {
     ErrorCode.GAME_FAILED: "the real game of this session failed; the server's log says why",
@@ -50,6 +56,10 @@ class Place:
       kept_at: The next frame of what was last written to the disk.
       is_kept: Whether its client may come back to it in another process.
       epoch: How often it was taken up from the disk; of two servers that have it the higher one owns it.
+      permit: Of the ephemeral token that opened it, if one did.
+      ends_at: When that token's sessions have lasted long enough (seconds since the epoch); it is set with a slot.
+      spectators: Sockets that watch it; they do not keep it alive.
+      request_id: Of the request that opened it, in its log lines.
     """
 
     session: Session
@@ -65,6 +75,21 @@ class Place:
     kept_at: int = -1
     is_kept: bool = False
     epoch: int = 0
+    permit: Permit | None = None
+    ends_at: float | None = None
+    spectators: "list[Spectator]" = dataclasses.field(default_factory=list)
+    request_id: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What its log lines begin with."""
+        names = {"session_id": self.session.id}
+        return names if self.request_id is None else {**names, "request_id": self.request_id}
+
+    def sit_down(self) -> None:
+        """It has its slot: from now on its time runs, where it has little."""
+        if self.permit is not None and self.permit.max_session_s is not None and self.ends_at is None:
+            self.ends_at = time.time() + self.permit.max_session_s
 
 
 class Lobby:
@@ -92,13 +117,18 @@ class Lobby:
         self._dropped = 0
         self._stays = 0.0  # mean length of the sessions that ended, in seconds; 0: none has
 
-    def create(self, body: CreateSession, opening: Opening) -> Place:
-        """Seats a new session.
+    def create(self, body: CreateSession, opening: Opening, permit: Permit | None = None) -> Place:
+        """Seats a new session, for the bearer of an ephemeral token if `permit` is given.
 
         Raises:
-          Refusal: every slot is taken, or the server is about to stop.
+          Refusal: every slot is taken, the token has as many sessions as it may, or the server is about to stop.
         """
-        return self._seat(self._session(body, opening), body.linger_s)
+        if permit is not None:
+            self._check_count(permit)
+        place = self._seat(self._session(body, opening), body.linger_s, permit=permit)
+        known = {"mode": body.mode, "source": body.source, "codec": body.media.codec, "status": self.status(place)}
+        log.info("session begins", extra={**place.named, **known})
+        return place
 
     def resume(self, record: Record, moment: Moment, resume_token: str, epoch: int) -> Place:
         """Seats a session of an earlier process, or of another server.
@@ -110,9 +140,10 @@ class Lobby:
         session = self._session(body, dataclasses.replace(moment.opening, memory=None))
         session.stride = record.stride
         session.go_on(record.session_id, moment, record.is_fork)
-        place = self._seat(session, record.linger_s, resume_token)
+        place = self._seat(session, record.linger_s, resume_token, record.permit, record.ends_at)
         place.epoch = epoch
         place.was_connected = True  # before: so its client has `linger_s` to come, and not `token_s`
+        log.info("session resumes", extra={**place.named, "frame_id": moment.frame_id, "from": "disk"})
         return place
 
     def admit(self, place: Place) -> None:
@@ -126,10 +157,7 @@ class Lobby:
         Raises:
           Refusal: the server is full, about to stop, or its world has failed.
         """
-        if self.batcher.stage.failure is not None:
-            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
-        if self.is_draining:
-            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
+        self.check_open()
         if (self._waiting or not self.batcher.free_slots) and len(self._waiting) >= self.config.queue:
             line = f" and {self.config.queue} wait for one" if self.config.queue else ""
             raise Refusal(
@@ -137,6 +165,23 @@ class Lobby:
                 f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots",
                 retry_after_ms=5_000,
             )
+
+    def _check_count(self, permit: Permit) -> None:
+        mine = sum(place.permit is not None and place.permit.jti == permit.jti for place in self._places.values())
+        if mine >= permit.max_sessions:
+            text = f"this token has {mine} sessions here, as many as it may have at once; end one, or ask for another token"
+            raise Refusal(ErrorCode.TOO_MANY_SESSIONS, text, retry_after_ms=5_000)
+
+    def check_open(self) -> None:
+        """Passes where anything may begin.
+
+        Raises:
+          Refusal: the server is about to stop, or its world has failed.
+        """
+        if self.batcher.stage.failure is not None:
+            raise Refusal(ErrorCode.ENGINE_FAILED, "the world of this server failed; its log says why")
+        if self.is_draining:
+            raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         models.check_codec(body.media.codec, body.mode)
@@ -152,9 +197,17 @@ class Lobby:
             max_fps=body.media.max_fps,
             max_step_frames=self.config.max_step_frames,
             history=History(self.kept_frames, self.config.history_every),
+            events=EventLog(self.config.record_frames),
         )
 
-    def _seat(self, session: Session, linger_s: float | None, resume_token: str | None = None) -> Place:
+    def _seat(
+        self,
+        session: Session,
+        linger_s: float | None,
+        resume_token: str | None = None,
+        permit: Permit | None = None,
+        ends_at: float | None = None,
+    ) -> Place:
         self.check_room()
         is_seated = not self._waiting and self.batcher.seat(session)
         now = time.monotonic()
@@ -166,9 +219,14 @@ class Lobby:
             linger_s=self.config.linger_s if linger_s is None else linger_s,
             left_at=now,
             heard_at=now,
+            permit=permit,
+            ends_at=ends_at,
+            request_id=get_contextvars().get("request_id"),
         )
         self._places[session.id] = place
-        if not is_seated:
+        if is_seated:
+            place.sit_down()
+        else:
             self._waiting.append(place)
         return place
 
@@ -255,10 +313,12 @@ class Lobby:
         place.is_kept = self.keeper is not None and is_ours and (place.kept_at >= 0 or session.resumed_at is not None)
         if self.keeper is not None and not place.is_kept:
             self.keeper.forget(session.id, place.epoch)
-        if place.connection is not None:
-            seconds = round(time.monotonic() - session.started_at, 3)
-            last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
-            place.connection.finish(last, code)
+        seconds = round(time.monotonic() - session.started_at, 3)
+        told = {"reason": reason, "frames": session.frames, "seconds": seconds, "dropped": session.outbox.dropped}
+        log.info("session ends", extra={**place.named, **told})
+        last = SessionEnded(reason=reason, frames=session.frames, seconds=seconds, resumable=place.is_kept)
+        for connection in _sockets(place):
+            connection.finish(last, code)
 
     def move(self, session_id: str) -> None:
         """Another server owns this session now: here it stops, and what is written of it is left alone."""
@@ -309,7 +369,7 @@ class Lobby:
 
     def _seat_next(self) -> None:
         while self._waiting and not self.is_draining and self.batcher.seat(self._waiting[0].session):
-            self._waiting.pop(0)
+            self._waiting.pop(0).sit_down()
 
     async def sweep_forever(self) -> None:
         """Ends what nobody came for, nobody came back to, or nobody speaks to."""
@@ -323,24 +383,24 @@ class Lobby:
         """Tells every player, waits a little, ends every session."""
         self.is_draining = True
         deadline = time.monotonic() + self.config.drain_s
-        for place in self._connected():
+        for place in self._places.values():
             message = GoAway(
                 deadline_ms=round(1e3 * self.config.drain_s),
                 reason="the server is about to stop",
                 resumable=self.keeper is not None and place.session.source != "real",
                 resume_url=self._resume_url(place),
             )
-            place.session.outbox.put(message)
+            for connection in _sockets(place):
+                connection.tell(message)
         while self._connected() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        if self.keeper is not None:
-            self.batcher.hold()  # nobody is shown a frame that is not in what is written
+        self.batcher.hold()  # nobody is shown a frame that is not in what is written
         for place in list(self._places.values()):
             await self._keep(place)
-        finishing = [place.connection for place in self._connected()]
+        finishing = [connection for place in self._places.values() for connection in _sockets(place)]
         for place in list(self._places.values()):
             self.end(place, DRAINING, CloseCode.GO_AWAY)
-        await asyncio.gather(*(connection.closed.wait() for connection in finishing if connection is not None))
+        await asyncio.gather(*(connection.closed.wait() for connection in finishing))
 
     def _resume_url(self, place: Place) -> str | None:
         """Where the client may come back at once, if there is such a place."""
@@ -365,12 +425,13 @@ class Lobby:
         if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
             return
         try:
-            place.kept_at = await self.keeper.keep(place.session, place.resume_token, place.linger_s, place.epoch)
+            terms = Terms(place.resume_token, place.linger_s, place.permit, place.ends_at, place.epoch)
+            place.kept_at = await self.keeper.keep(place.session, terms)
         except Superseded as moved:
             log.warning("%s", moved)
             self.move(place.session.id)
         except Exception:  # whatever it was: the others are to be written all the same, and a drain is to end
-            log.exception("session %s could not be saved", place.session.id)
+            log.exception("a session could not be saved", extra=place.named)
         if place.ended is not None and not place.is_kept:
             self.keeper.forget(place.session.id, place.epoch)  # it was left while it was written
 
@@ -383,6 +444,8 @@ class Lobby:
             code, message = session.failure, FAILURES[session.failure]
             session.outbox.put(Error(code=code, message=message, fatal=True))
             self.end(place, code, CloseCode.GO_AWAY)
+        elif place.ends_at is not None and time.time() > place.ends_at:
+            self.end(place, TIME_IS_UP)
         elif place.connection is not None:
             if now - place.heard_at > self.config.idle_s:
                 self.end(place, ErrorCode.IDLE, CloseCode.IDLE)
@@ -391,3 +454,8 @@ class Lobby:
                 self.end(place, "never connected")
         elif now - place.left_at > place.linger_s:
             self.end(place, "connection lost")
+
+
+def _sockets(place: Place) -> "list[Connection]":
+    """Everybody who sees this session: its player, if connected, and its spectators."""
+    return [*([] if place.connection is None else [place.connection]), *place.spectators]

@@ -39,7 +39,7 @@ class HostNoise:
     def draw(self, chosen: Sequence[int], active: Bool[np.ndarray, " b"]) -> Float32[np.ndarray, "b m y x c"]:
         """The noise of one frame of these slots; zeros for those that are not active, whose streams stand still."""
         drawn = np.zeros((len(active), self._world.noises, *self._world.config.latent_shape), np.float32)
-        for row in np.flatnonzero(active):
+        for row in np.flatnonzero(active).tolist():
             drawn[row] = self._normal(chosen[row], self._world.noises)
         return drawn
 

@@ -1,5 +1,6 @@
-"""A rollout without a server: a file of controls in, a video out."""
+"""Without a server: a file of controls in, or a recording, and a video out."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,17 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from wm_jax.export.artifact import NEEDS_GIVEN_NOISE
+from wm_jax.export.artifact import NEEDS_GIVEN_NOISE, Artifact
 from wm_jax.export.programs import playing, rollout_program
+from wm_jax.serving.batcher import Batcher, Delivery, show_all
 from wm_jax.serving.codec import Mp4Writer
+from wm_jax.serving.engine import Engine, Scenes
+from wm_jax.serving.events import Events
 from wm_jax.serving.noise import HostNoise
+from wm_jax.serving.protocol import Refusal
+from wm_jax.serving.real import Arcade
+from wm_jax.serving.recording import RecordingInfo
+from wm_jax.serving.replay import Film, Report, film, film_worker, frames_of
 from wm_jax.types import Controls, ControlSpace, Params, Prompt
 from wm_jax.world import Playable, rollout, start
 from wm_jax.world.step import pick_prompt
@@ -125,8 +133,57 @@ def dream_of_given_noise(world: Playable[Any], params: Params, prompt: Prompt, s
     def dream(controls: Controls) -> UInt8[np.ndarray, "t h w 3"]:
         nonlocal state
         rows = jax.tree.map(lambda leaf: leaf[:, None], controls)
-        given = np.stack([noise.draw(active) for _ in controls.keys])
+        given = np.stack([noise.draw(range(1), active) for _ in controls.keys])
         state, frames = rolling(params, state, rows.keys, rows.mouse, active, given)
         return np.asarray(frames)[:, 0]
 
     return dream
+
+
+def write_replay(
+    world: Playable[Any],
+    params: Params,
+    prompts: Prompt,
+    recorded: tuple[RecordingInfo, Events],
+    out: Path,
+    lossless: Path | None,
+    report: Report,
+    artifact: Artifact | None = None,
+) -> str:
+    """Makes the frames of a recording again and writes an MP4, and where asked all pixels as .npy; their SHA-256.
+
+    By the program of the server that played them, with as many slots: another one may round otherwise.
+
+    Raises:
+      ValueError: the artifact is for another number of slots, or the frames cannot be made here.
+    """
+    info, events = recorded
+    if artifact is not None and artifact.manifest.slots != info.slots:
+        raise ValueError(
+            f"{artifact.folder} was made for {artifact.manifest.slots} slots, the recording with {info.slots}: "
+            "replay it with the world's own folder"
+        )
+    engine = Engine(world, params, Scenes(prompts), info.slots, artifact)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    reel = Film(out, lossless, info.fps, world.config.image, events.frames)
+    try:
+        return asyncio.run(_replay(engine, info, events, reel, report))
+    except Refusal as refusal:
+        raise ValueError(refusal.message) from None
+
+
+async def _replay(engine: Engine, info: RecordingInfo, events: Events, reel: Film, report: Report) -> str:
+    loop = asyncio.get_running_loop()
+
+    def deliver(delivery: Delivery) -> None:
+        loop.call_soon_threadsafe(show_all, delivery)
+
+    config = engine.world.config
+    batcher = Batcher(engine, Arcade(config.env, deliver), info.fps, deliver)
+    batcher.begin()
+    try:
+        with film_worker() as worker:
+            frames = frames_of(events, config.controls, info.fps, batcher, info.history)
+            return await film(frames, reel, worker, report)
+    finally:
+        await asyncio.to_thread(batcher.stop)

@@ -22,6 +22,7 @@ MAX_MOUSE = 8.0
 Codec = Literal["jpeg", "png", "raw", "h264"]
 Mode = Literal["realtime", "stepped"]
 Source = Literal["dream", "real"]
+Role = Literal["player", "spectator"]
 EventId = Annotated[str, Field(max_length=64)] | int
 
 
@@ -41,9 +42,12 @@ class ErrorCode(StrEnum):
     BAD_ACK = "bad_ack"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN_ORIGIN = "forbidden_origin"
+    READ_ONLY = "read_only"
+    TOO_MANY_SESSIONS = "too_many_sessions"
     UNKNOWN_SESSION = "unknown_session"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_SNAPSHOT = "unknown_snapshot"
+    UNKNOWN_ROLLOUT = "unknown_rollout"
     WRONG_VERSION = "wrong_version"
     WRONG_IMAGE = "wrong_image"
     FULL = "full"
@@ -291,13 +295,19 @@ class SessionInfo(Message):
 
 
 class SessionCreated(Message):
-    """Always the first message: version, session, and what can be asked for."""
+    """Always the first message: version, session, and what can be asked for.
+
+    Attributes:
+      role: A spectator is shown what the player sees, and may send `ping`, `pong` and `frame.ack` alone.
+      resume_token: Lets the player come back; a spectator gets none.
+    """
 
     type: Literal["session.created"] = "session.created"
     protocol: Protocol = Protocol()
     session: SessionInfo
     capabilities: Capabilities
-    resume_token: str
+    role: Role = "player"
+    resume_token: str | None = None
 
 
 class Status(Message):

@@ -123,7 +123,7 @@ class Arcade:
                 frame, _ = encode_turn(session, turn, pixels, time.perf_counter() - began)
                 self._deliver([(session, frame)])
         except Exception:
-            log.exception("the real game of a session failed")
+            log.exception("a real game failed", extra={"session_id": session.id, "frame_id": turn.frame_id})
             session.failure = ErrorCode.GAME_FAILED
         finally:
             seat.is_busy = False

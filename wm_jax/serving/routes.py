@@ -12,16 +12,21 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
+from structlog.contextvars import bound_contextvars
 
 from wm_jax.serving import metrics
 from wm_jax.serving.bodies import (
     CreateSession,
+    CreateSpectator,
+    CreateToken,
     ForkSession,
     ModelInfo,
     ModelList,
     Readiness,
     SessionState,
     SessionTicket,
+    SpectatorTicket,
+    Token,
     Version,
 )
 from wm_jax.serving.config import ServeConfig
@@ -29,6 +34,8 @@ from wm_jax.serving.limits import is_allowed_origin
 from wm_jax.serving.lobby import Place
 from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, CloseCode, ErrorCode, Refusal, Snapshotted
 from wm_jax.serving.service import Service
+from wm_jax.serving.spectator import Spectator
+from wm_jax.serving.tokens import bearer, is_signed
 from wm_jax.serving.transport import Gone, WebSocketTransport
 from wm_jax.serving.websocket import Connection, error_message
 from wm_jax.serving.wire import WIRES, choose
@@ -111,20 +118,33 @@ def add_health(app: FastAPI, service: Service) -> None:
         return service.info()
 
 
+def add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/tokens", status_code=201)
+    async def create_token(  # pyright: ignore[reportUnusedFunction]
+        body: CreateToken | None = None, authorization: Bearer = None
+    ) -> Token:
+        """A token for a page or a program that is not to know the server's secret; it wants that secret itself."""
+        service.check_bearer(authorization)
+        token, expires_at = service.tokens.to_play(body or CreateToken())
+        return Token(token=token, expires_at=expires_at)
+
+
 def add_sessions(app: FastAPI, service: Service) -> None:
     def place_of(session_id: str, authorization: Bearer = None) -> Place:
         place = service.lobby.find(session_id)
         service.check_bearer(authorization, place)
         return place
 
-    def ticket(request: Request, place: Place) -> SessionTicket:
-        path = f"/v1/sessions/{place.session.id}/ws"
+    def ws_url(request: Request, place: Place) -> str:
         scheme = "wss" if request.url.scheme == "https" else "ws"
+        return f"{scheme}://{request.url.netloc}/v1/sessions/{place.session.id}/ws"
+
+    def ticket(request: Request, place: Place) -> SessionTicket:
         return SessionTicket(
             session_id=place.session.id,
             status=service.lobby.status(place),
             queue=service.lobby.queue(place),
-            ws_url=f"{scheme}://{request.url.netloc}{path}",
+            ws_url=ws_url(request, place),
             webrtc_url=webrtc_url(request, place),
             token=place.token,
             expires_at=place.expires_at,
@@ -138,19 +158,24 @@ def add_sessions(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/sessions", status_code=201)
     async def create(  # pyright: ignore[reportUnusedFunction]
-        request: Request, body: CreateSession | None = None, authorization: Bearer = None
+        request: Request,
+        body: CreateSession | None = None,
+        authorization: Bearer = None,
     ) -> SessionTicket:
-        """A seat, and where to connect."""
-        service.check_bearer(authorization)
-        return ticket(request, await service.create(body or CreateSession()))
+        """A seat, and where to connect; for the server's secret, or for an ephemeral token what that allows."""
+        permit = service.permit(authorization, request.headers.get("origin"))
+        return ticket(request, await service.create(body or CreateSession(), permit))
 
     @app.post("/v1/sessions/{session_id}/fork", status_code=201)
     async def fork(  # pyright: ignore[reportUnusedFunction]
-        session_id: str, request: Request, body: ForkSession | None = None, authorization: Bearer = None
+        session_id: str,
+        request: Request,
+        body: ForkSession | None = None,
+        authorization: Bearer = None,
     ) -> SessionTicket:
-        """A seat for a session that goes on as another one is or was; it costs a slot, so it wants the server's secret."""
-        service.check_bearer(authorization)
-        return ticket(request, await service.fork(service.lobby.find(session_id), body or ForkSession()))
+        """A seat for a session that goes on as another one is or was; it costs a slot, so it wants what opening one wants."""
+        permit = service.permit(authorization, request.headers.get("origin"))
+        return ticket(request, await service.fork(service.lobby.find(session_id), body or ForkSession(), permit))
 
     @app.post("/v1/sessions/{session_id}/snapshot", status_code=201)
     async def snapshot(place: Annotated[Place, Depends(place_of)]) -> Snapshotted:  # pyright: ignore[reportUnusedFunction]
@@ -160,11 +185,17 @@ def add_sessions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/sessions/{session_id}/resume")
     async def resume(session_id: str, request: Request, authorization: Bearer = None) -> SessionTicket:  # pyright: ignore[reportUnusedFunction]
         """Where to connect again, for the bearer of the session's resume token; takes it up from the disk if it is not here."""
-        token = (authorization or "").removeprefix("Bearer ")
-        place = await service.come_back(session_id, token)
-        service.lobby.check_token(place, token)
+        place = await service.join(session_id, bearer(authorization), request.headers.get("origin"))
         service.lobby.admit(place)
         return ticket(request, place)
+
+    @app.post("/v1/sessions/{session_id}/spectators", status_code=201)
+    async def invite(  # pyright: ignore[reportUnusedFunction]
+        request: Request, place: Annotated[Place, Depends(place_of)], body: CreateSpectator | None = None
+    ) -> SpectatorTicket:
+        """A token for watching a session; any number may be asked for, `--spectators` of them in use at once."""
+        token, expires_at = service.tokens.to_watch(place.session.id, (body or CreateSpectator()).ttl_s)
+        return SpectatorTicket(ws_url=ws_url(request, place), token=token, expires_at=expires_at)
 
     @app.get("/v1/sessions/{session_id}")
     async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
@@ -183,9 +214,9 @@ def add_socket(app: FastAPI, service: Service) -> None:
     async def connect(websocket: WebSocket, session_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
         transport = await accept(websocket)
         try:
-            place = await _admit(service, websocket, session_id, websocket.scope.get("subprotocols", []))
-            created, snapshot = service.created(place), functools.partial(service.snapshot, place)
-            await Connection(service.lobby, place, transport, created, snapshot).run()
+            connection = await _admit(service, websocket, transport, session_id)
+            with bound_contextvars(**connection.named):
+                await connection.run()
         except Refusal as refusal:
             await turn_away(transport, refusal)
 
@@ -216,17 +247,23 @@ def check_origin(websocket: WebSocket, config: ServeConfig) -> None:
         raise Refusal(ErrorCode.FORBIDDEN_ORIGIN, text)
 
 
-async def _admit(service: Service, websocket: WebSocket, session_id: str, offered: list[str]) -> Place:
-    """The session this socket may have, by its origin, its version and its token."""
+async def _admit(service: Service, websocket: WebSocket, transport: WebSocketTransport, session_id: str) -> Connection:
+    """What this socket may be to a session, by its origin, its version and its token: player or spectator."""
     check_origin(websocket, service.config)
+    offered: list[str] = websocket.scope.get("subprotocols", [])
     if choose(offered) is None:
         spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
         raise Refusal(ErrorCode.WRONG_VERSION, text)
     token = next((name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)), "")
-    place = await service.come_back(session_id, token)
-    service.lobby.check_token(place, token)
-    return place
+    if is_signed(token):
+        service.tokens.check_watches(token, session_id)
+        place = service.lobby.find(session_id)
+        return Spectator(service.lobby, place, transport, service.created(place, "spectator"))
+    place = await service.join(session_id, token, websocket.headers.get("origin"))
+    return Connection(
+        service.lobby, place, transport, service.created(place), functools.partial(service.snapshot, place)
+    )
 
 
 def add_webrtc(app: FastAPI, service: Service, peers: "Peers") -> None:
@@ -238,7 +275,7 @@ def add_webrtc(app: FastAPI, service: Service, peers: "Peers") -> None:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/sdp":
             raise HTTPException(415, "an offer is SDP: send it with Content-Type: application/sdp")
         text = (await request.body()).decode(errors="replace")
-        peer, answer = await peers.offer(session_id, (authorization or "").removeprefix("Bearer "), text)
+        peer, answer = await peers.offer(session_id, bearer(authorization), request.headers.get("origin"), text)
         headers = {"Location": f"/v1/sessions/{session_id}/webrtc/{peer.id}"}
         if service.config.ice_servers:
             headers["Link"] = ice_links(service.config.ice_servers)
@@ -254,7 +291,7 @@ def add_webrtc(app: FastAPI, service: Service, peers: "Peers") -> None:
     async def hang_up(session_id: str, peer_id: str, authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Ends the connection; the session waits for another one, as it does when a socket drops."""
         peer = peers.find(session_id, peer_id)
-        service.lobby.check_token(peer.place, (authorization or "").removeprefix("Bearer "))
+        service.lobby.check_token(peer.place, bearer(authorization))
         await peer.hang_up()
         return Response(status_code=200)
 

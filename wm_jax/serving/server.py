@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from wm_jax.export.artifact import Artifact
+from wm_jax.serving import logs
 from wm_jax.serving.app import make_app
 from wm_jax.serving.config import ServeConfig, compile_cache_dir
 from wm_jax.serving.engine import use_compile_cache
@@ -103,6 +104,7 @@ def serve(
     Raises:
       OSError: the address is taken or not this machine's.
     """
+    logs.configure(config.log)
     use_compile_cache(compile_cache_dir(config))
     signal.signal(signal.SIGTERM, lambda *_: _leave())  # until uvicorn takes over: there is nobody to let go yet
     with contextlib.closing(bind(config)) as sock:

@@ -14,35 +14,19 @@ import time
 from collections import OrderedDict, deque
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
-from wm_jax.serving.history import History, Kept, Log, Memory, Row, Stretch
+from wm_jax.serving.events import EventLog, Events, Piece
+from wm_jax.serving.history import History, Kept, Log, Memory, Opening, Row, Stretch
 from wm_jax.serving.inputs import Input, InputReader, Mouse, moved
 from wm_jax.serving.outbox import EncodedFrame, Outbox
-from wm_jax.serving.protocol import Action, Codec, ErrorCode, EventId, Mode, Refusal, Source, Step
+from wm_jax.serving.protocol import Action, Codec, Error, ErrorCode, EventId, Mode, Refusal, Source, Step
 from wm_jax.types import ControlSpace
 
 MAX_WAITING_STEPS = 8
 MAX_SCHEDULED = 1024
 KEPT_STEPS = 2
 """Finished steps whose frames are kept, so that a client may ask for them again."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Opening:
-    """What a session (re)starts from.
-
-    Attributes:
-      seed: Of its noise.
-      prompt: A scene that ships with the world, by number.
-      image: The first frame, given by the client.
-      memory: What a session remembered once: it goes on from there, whatever the other fields say.
-    """
-
-    seed: int
-    prompt: int | None = None
-    image: UInt8[Any, "h w 3"] | None = None
-    memory: Memory | None = None
 
 
 class Turn(NamedTuple):
@@ -55,6 +39,7 @@ class Turn(NamedTuple):
       taken_at: `time.perf_counter()` of the taking.
       pressed_at: The same clock when the newest event arrived, if it is new in this frame.
       pts_ms: When the frame is due on the session's media clock.
+      tapped: Those of the keys that were pressed since the frame before: they count even if they are let go.
     """
 
     keys: Bool[Any, " keys"]
@@ -68,6 +53,7 @@ class Turn(NamedTuple):
     taken_at: float
     pressed_at: float | None
     pts_ms: float = 0.0
+    tapped: Bool[Any, " keys"] | None = None
 
 
 class Moment(NamedTuple):
@@ -117,9 +103,11 @@ class Session:
       id: Unguessable name.
       source: What the next frame shows that no step has asked for yet.
       is_seated: Its slot holds a dream of its own, and no more that of whoever sat there before.
+      yields: It makes frames that nobody waits for: its slot is any player's who finds no other.
       has_shown: Whether a frame of it was made ready to be sent.
       wants_pixels: Its connection encodes its frames, those that it sends.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
+      viewers: The outboxes of its spectators.
     """
 
     def __init__(
@@ -136,6 +124,7 @@ class Session:
         max_fps: float | None = None,
         max_step_frames: int = 256,
         history: History | None = None,
+        events: EventLog | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.resumed_at: int | None = None
@@ -150,12 +139,15 @@ class Session:
         self.is_connected = False
         self.is_paused = False
         self.is_seated = False
+        self.yields = False
         self.has_shown = False
         self.wants_pixels = codec == "h264"
         self.failure: ErrorCode | None = None
+        self.viewers: list[Outbox] = []
         self.started_at = time.monotonic()
         self._history = history or History(0, 1)
         self._log = Log()
+        self._events = events or EventLog(0)
         self._newest_shown = -1
         self._early: dict[int, EncodedFrame] = {}
         self._reader = InputReader(controls)
@@ -244,17 +236,37 @@ class Session:
         if known is not None:
             return self._replay(known, step)
         work = _StepWork(step, self._step_rows(step), self._asked, self.source, self._restart)
-        with self._lock:
-            if len(self._steps) >= MAX_WAITING_STEPS:
-                raise Refusal(ErrorCode.BUSY, f"{MAX_WAITING_STEPS} steps are waiting already", event_id=step.step_id)
-            self._steps.append(work)
-        self._restart = None
-        self._keys, self._mouse = work.rows[-1].keys, self._still
-        self._asked += len(work.rows)
+        self._queue(work)
         self._kept[step.step_id] = work
         while len(self._kept) > MAX_WAITING_STEPS + KEPT_STEPS:
             self._kept.popitem(last=False)
         return work.first
+
+    def follow(self, piece: Piece) -> None:
+        """Queues frames that were decided elsewhere: a recording's, or a script's. They are not kept to be sent again.
+
+        Raises:
+          Refusal: too many wait already.
+        """
+        step = Step(type="step", step_id=f"frame {self._asked}")
+        with self._lock:
+            self.source = piece.source
+        self._queue(_StepWork(step, piece.rows, self._asked, piece.source, piece.opening))
+
+    @property
+    def waiting_steps(self) -> int:
+        """Steps of which not every frame is launched."""
+        return len(self._steps)
+
+    def turn_out(self) -> None:
+        """Its slot is another's now: whoever reads its frames is told."""
+        self.outbox.put(Error(code=ErrorCode.FULL, message="a player needed the slot", fatal=True))
+
+    @property
+    def events(self) -> Events | None:
+        """What decided its frames, as far back as that is known; None: nothing is."""
+        with self._lock:
+            return self._events.read()
 
     def restart(self, seed: int | None = None, source: Source | None = None) -> int:
         """Starts anew before `next_frame`, which it returns. Without a seed: the same dream again."""
@@ -276,7 +288,7 @@ class Session:
         """
         with self._lock:
             kept = self._find(frame_id, event_id)
-            self._restart = dataclasses.replace(self.opening, memory=kept.memory)
+            self._restart = dataclasses.replace(self.opening, memory=kept.memory, back_to=kept.frame_id)
             self._mouse = self._still
             return self.next_frame, kept.frame_id
 
@@ -327,6 +339,11 @@ class Session:
             work.frames.append(frame)
         if self.is_connected:
             self.outbox.put_frame(frame)
+        if self.viewers:
+            # The same bytes; which events they obey, and by whose clock, is the player's own matter.
+            shown = frame._replace(event_id=None, client_ts=None, step_id=None)
+            for viewer in self.viewers:
+                viewer.put_frame(shown)
 
     # ---- the device thread's side
 
@@ -360,6 +377,7 @@ class Session:
                 time.perf_counter(),
                 self._pressed_at,
                 self._pts_ms,
+                self._tapped,
             )
             self.fps = fps or self.fps
             self._pts_ms += 1e3 / self.fps
@@ -369,6 +387,7 @@ class Session:
             self._pressed_at = None
             self._tapped = None
             self._mouse = self._still
+            self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
             return turn
 
     def begins(self, frame_id: int, opening: Opening) -> None:
@@ -384,6 +403,7 @@ class Session:
         """Remembers what the session was just before this frame."""
         with self._lock:
             self._history.keep(frame_id, memory)
+            self._events.keep(frame_id, dataclasses.replace(self.opening, memory=memory))
             self._log.begin(frame_id, dataclasses.replace(self.opening, memory=memory))
 
     def is_launched(self, turn: Turn) -> None:
@@ -395,6 +415,7 @@ class Session:
         """The frame of this turn, the newest taken, was not made: it is wanted again, under the same keys."""
         with self._lock:
             self._log.give_back(turn.frame_id)
+            self._events.give_back(turn.frame_id)
             self._history.forget(turn.frame_id)
             self._next_frame = turn.frame_id
             self._pts_ms = turn.pts_ms
@@ -402,7 +423,7 @@ class Session:
                 self._give_back_step(turn)
                 return
             self._restart = self._restart or turn.opening
-            tapped = turn.keys & ~self._keys
+            tapped = turn.keys & ~self._keys if turn.tapped is None else turn.tapped | (turn.keys & ~self._keys)
             self._tapped = tapped if self._tapped is None else self._tapped | tapped
             self._mouse = moved(self._mouse, turn.mouse)
             self._pressed_at = self._pressed_at or turn.pressed_at
@@ -418,7 +439,8 @@ class Session:
             if self.mode == "stepped" and self._steps:
                 restart = self._steps[0].opening if self._steps[0].launched == 0 else None
             opening = restart or dataclasses.replace(self.opening, memory=memory if self.is_seated else None)
-            return Moment(opening, self._next_frame, self._launched_keys)
+            # To whoever goes on from it, a frame of this session is none of its own.
+            return Moment(dataclasses.replace(opening, back_to=None), self._next_frame, self._launched_keys)
 
     # ---- inside
 
@@ -432,6 +454,16 @@ class Session:
             text = f"frame {frame_id} is not kept any more; one can go back to {known}"
             raise Refusal(ErrorCode.UNSUPPORTED, text, param="frame", event_id=event_id)
         return kept
+
+    def _queue(self, work: _StepWork) -> None:
+        with self._lock:
+            if len(self._steps) >= MAX_WAITING_STEPS:
+                text = f"{MAX_WAITING_STEPS} steps are waiting already"
+                raise Refusal(ErrorCode.BUSY, text, event_id=work.request.step_id)
+            self._steps.append(work)
+        self._restart = None
+        self._keys, self._mouse = work.rows[-1].keys, self._still
+        self._asked += len(work.rows)
 
     def _press_between_steps(self, given: Input, action: Action) -> int:
         if action.at != "next":
@@ -479,6 +511,7 @@ class Session:
         )
         self._next_frame += 1
         self._launched_keys = work.rows[work.launched].keys
+        self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
         work.launched += 1
         if work.launched == len(work.rows):
             self._done.append(self._steps.popleft())

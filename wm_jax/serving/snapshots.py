@@ -6,6 +6,7 @@ noticed can write epoch 3 as often as it likes: the newest epoch counts.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -25,6 +26,7 @@ from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.history import Memory
 from wm_jax.serving.protocol import Codec, ErrorCode, Mode, Refusal
 from wm_jax.serving.session import Moment, Opening
+from wm_jax.serving.tokens import Permit
 from wm_jax.types import Params
 from wm_jax.world import Playable
 
@@ -56,6 +58,7 @@ class Record(BaseModel):
       world: The fingerprint of world and weights that dreamt it; others would make nothing of its memory.
       resume_sha256: Of the token that lets a client come back to it.
       saved_at: Seconds since the epoch.
+      permit, ends_at: Of the ephemeral token that opened it: it may last no longer for having slept.
       frame_id: Its next frame.
       held: Keys held before that, in the world's own order.
       is_fork: Whether it began as another one's copy, so that a reset cannot begin at the seed.
@@ -70,6 +73,8 @@ class Record(BaseModel):
     resume_sha256: str
     saved_at: float
     linger_s: float
+    permit: Permit | None = None
+    ends_at: float | None = None
     mode: Mode
     codec: Codec
     quality: int
@@ -124,7 +129,7 @@ class SnapshotStore:
         try:
             self._check_newest(name, epoch)
             try:
-                save_file(_arrays(moment.opening), partial, {"record": record.model_dump_json()})
+                save_file(arrays_of(moment.opening), partial, {"record": record.model_dump_json()})
             except SafetensorError as error:
                 raise OSError(f"{partial.parent}: {error}") from None
             with partial.open("rb") as written:
@@ -270,19 +275,11 @@ class SnapshotStore:
         return record
 
     def _opening(self, name: str, record: Record, arrays: dict[str, np.ndarray]) -> Opening:
-        image = arrays.pop("image", None)
-        known = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self._shapes)}
-        wanted = {key: (leaf.dtype, leaf.shape) for key, leaf in known.items()}
-        found = {key: (array.dtype, array.shape) for key, array in arrays.items()}
-        is_image = image is None or (image.shape == self._image and image.dtype == np.uint8)
-        if not is_image or (found and found != wanted):
-            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} has other arrays than this world remembers")
-        state = jax.tree.unflatten(jax.tree.structure(self._shapes), [arrays[key] for key in known]) if found else None
-        if record.prompt is not None and record.prompt >= self._scenes:
-            text = f"snapshot {name} began with scene {record.prompt}, this world ships {self._scenes} (from 0)"
-            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, text)
-        memory = None if state is None else Memory(state, record.stream)
-        return Opening(record.seed, record.prompt, image, memory)
+        bare_opening = Opening(record.seed, record.prompt)
+        try:
+            return opening_of(arrays, bare_opening, record.stream, self._shapes, self._image, self._scenes)
+        except ValueError as error:
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} {error}") from None
 
 
 def _parse(path: Path) -> tuple[str, int]:
@@ -291,7 +288,32 @@ def _parse(path: Path) -> tuple[str, int]:
     return name, int(epoch) if epoch.isdigit() else 0
 
 
-def _arrays(opening: Opening) -> dict[str, np.ndarray]:
+def opening_of(
+    arrays: dict[str, np.ndarray], bare: Opening, stream: Any, shapes: Any, image_shape: tuple[int, ...], scenes: int
+) -> Opening:
+    """An opening of these arrays, as `arrays_of` names them; `bare` is the same without them.
+
+    Raises:
+      ValueError: they are not those of a world whose state has these shapes, or the world has no such scene.
+    """
+    state = {key: array for key, array in arrays.items() if key != "image"}
+    image = arrays.get("image")
+    known = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    wanted = {key: (leaf.dtype, leaf.shape) for key, leaf in known.items()}
+    found = {key: (array.dtype, array.shape) for key, array in state.items()}
+    is_image = image is None or (image.shape == image_shape and image.dtype == np.uint8)
+    if not is_image or (found and found != wanted):
+        raise ValueError("has other arrays than this world remembers")
+    if bare.prompt is not None and bare.prompt >= scenes:
+        raise ValueError(f"began with scene {bare.prompt}, this world ships {scenes} (from 0)")
+    memory = None
+    if found:
+        memory = Memory(jax.tree.unflatten(jax.tree.structure(shapes), [state[key] for key in known]), stream)
+    return dataclasses.replace(bare, image=image, memory=memory)
+
+
+def arrays_of(opening: Opening) -> dict[str, np.ndarray]:
+    """What an opening holds beside numbers, by name, on the host."""
     state = () if opening.memory is None else jax.tree_util.tree_leaves_with_path(opening.memory.state)
     arrays = {_key(path): np.ascontiguousarray(leaf) for path, leaf in state}
     return arrays if opening.image is None else {**arrays, "image": np.ascontiguousarray(opening.image)}

@@ -41,8 +41,8 @@ class Transport(Protocol):
 
     credit_window: int | None
 
-    def begin(self, session: Session) -> None:
-        """Frames of this session will be sent; it is told whether they are to come as pixels."""
+    def begin(self, session: Session) -> bool:
+        """Frames of this session will be sent. Whether its player wants them as pixels."""
         ...
 
     async def receive(self) -> Said:
@@ -81,11 +81,11 @@ class WebSocketTransport:
         self._quality = 0
         self._stream: H264Encoder | None = None
 
-    def begin(self, session: Session) -> None:
-        session.wants_pixels = session.codec == "h264"
+    def begin(self, session: Session) -> bool:
         self._quality = session.quality
         # One a connection: whoever comes back, or takes over, begins with a key frame.
         self._stream = H264Encoder(session.fps, session.quality)
+        return session.codec == "h264"
 
     async def receive(self) -> Said:
         message = await self._websocket.receive()

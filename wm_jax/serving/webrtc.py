@@ -175,9 +175,9 @@ class RtcTransport:
 
     # ---- the connection's side
 
-    def begin(self, session: Session) -> None:
-        session.wants_pixels = True
+    def begin(self, session: Session) -> bool:
         self._outbox = session.outbox
+        return True
 
     async def receive(self) -> Said:
         said = await self._heard.get()
@@ -313,14 +313,13 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._buckets: dict[str, TokenBucket] = {}
 
-    async def offer(self, session_id: str, token: str, offer: str) -> tuple[Peer, str]:
+    async def offer(self, session_id: str, token: str, origin: str | None, offer: str) -> tuple[Peer, str]:
         """A new client of a session, and the answer to its offer; one that is still waiting for its answer gives way.
 
         Raises:
-          Refusal: the token is not the session's, the session is stepped, or the offer is not what we expect.
+          Refusal: the token is not the session's or not this page's, the session is stepped, or the offer is not what we expect.
         """
-        place = await self._service.come_back(session_id, token)
-        self._service.lobby.check_token(place, token)
+        place = await self._service.join(session_id, token, origin)
         if place.session.mode == "stepped":
             text = "video may lose a frame, and a stepped session must not: play it over the WebSocket"
             raise Refusal(ErrorCode.WRONG_MODE, text, param="mode")

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from wm_jax.serving.limits import TokenBucket
 from wm_jax.serving.lobby import Lobby, Place
-from wm_jax.serving.outbox import ClientStalled
+from wm_jax.serving.outbox import ClientStalled, Outbox
 from wm_jax.serving.protocol import (
     Ack,
     Action,
@@ -65,8 +65,10 @@ class Connection:
         transport: Transport,
         created: SessionCreated,
         snapshot: Callable[[], Awaitable[Snapshotted]],
+        outbox: Outbox | None = None,
     ) -> None:
         self.closed = asyncio.Event()
+        self._outbox = place.session.outbox if outbox is None else outbox
         self._lobby = lobby
         self._place = place
         self._session = place.session
@@ -82,6 +84,7 @@ class Connection:
         self._restarts = TokenBucket(scale * RESTARTS_PER_S, 2 * scale * RESTARTS_PER_S)
         self._refused = 0
         self._bad_in_a_row = 0
+        self._newest: ClientMessage | None = None
 
     async def run(self) -> None:
         """Serves the client until one side has had enough.
@@ -106,6 +109,15 @@ class Connection:
         if not self._finishing.done():
             self._finishing.set_result((message, code))
 
+    @property
+    def named(self) -> dict[str, str]:
+        """What the log lines of this connection begin with."""
+        return self._place.named
+
+    def tell(self, message: Message) -> None:
+        """Sends a message after those that wait."""
+        self._outbox.put(message)
+
     # ---- coming and going
 
     async def _take_over(self) -> None:
@@ -122,14 +134,19 @@ class Connection:
 
     def _enter(self) -> None:
         place, session = self._place, self._session
+        if place.was_connected:
+            log.info("session resumes", extra={**place.named, "frame_id": session.frames, "from": "dropped socket"})
         place.connection = self
         place.was_connected = True
         place.heard_at = time.monotonic()
-        self._transport.begin(session)
-        session.outbox.clear(self._transport.credit_window or self._lobby.config.credit_window)
-        session.outbox.put(self._created)
+        session.wants_pixels = self._transport.begin(session)
+        self._outbox.clear(self._transport.credit_window or self._lobby.config.credit_window)
+        self._outbox.put(self._created)
         session.is_connected = True
         self._lobby.batcher.wake()
+
+    def _hear(self) -> None:
+        self._place.heard_at = time.monotonic()
 
     def _leave(self) -> None:
         if self._place.connection is self:
@@ -145,14 +162,15 @@ class Connection:
             if isinstance(failure, Eviction):
                 last = (failure.error, failure.close)
             elif not isinstance(failure, Gone | ClientStalled):
-                log.error("a connection failed", exc_info=failure)
+                known = {"event_id": getattr(self._newest, "event_id", None), "frame_id": self._session.next_frame}
+                log.error("a connection failed", exc_info=failure, extra=known)
                 last = last or (FAILED, CloseCode.SERVER_FAILED)
         if last is None and not any(isinstance(failure, ClientStalled) for failure in failures):
             return
         with contextlib.suppress(Gone, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 code = CloseCode.POLICY if last is None else last[1]
-                for message in (*self._session.outbox.last_words(), last[0]) if last is not None else ():
+                for message in (*self._outbox.last_words(), last[0]) if last is not None else ():
                     await self._transport.send(message)
                 await self._transport.close(code, ErrorCode.CLIENT_STALLED if last is None else "")
 
@@ -160,7 +178,7 @@ class Connection:
 
     async def _send(self) -> None:
         while True:
-            await self._transport.send(await self._session.outbox.next())
+            await self._transport.send(await self._outbox.next())
 
     async def _watch(self) -> None:
         """Tells the client every change of the session's state, and how far the start is."""
@@ -168,7 +186,7 @@ class Connection:
         place: Queue | None = None
         while True:
             if place != (place := self._lobby.queue(self._place)) and place is not None:
-                self._session.outbox.put(place)
+                self._outbox.put(place)
             stage = self._lobby.batcher.stage
             status = Status(
                 status=self._lobby.status(self._place), stage=stage.name, progress=stage.progress,
@@ -176,18 +194,18 @@ class Connection:
             )  # fmt: skip
             if status != told:
                 told = status
-                self._session.outbox.put(status)
+                self._outbox.put(status)
             await asyncio.sleep(STATUS_S)
 
     async def _receive(self) -> None:
         while True:
             said = await self._transport.receive()
-            self._place.heard_at = time.monotonic()
+            self._hear()
             try:
                 await self._check_rate()
-                message = said()
-                if message is not None:
-                    self._handle(message)
+                self._newest = said()
+                if self._newest is not None:
+                    self._handle(self._newest)
                 self._bad_in_a_row = 0
             except Refusal as refusal:
                 self._refuse(refusal)
@@ -226,7 +244,7 @@ class Connection:
                 raise Eviction(
                     CloseCode.POLICY, ErrorCode.BAD_MESSAGE, f"{self._bad_in_a_row} refused messages in a row"
                 )
-        self._session.outbox.put(error_message(refusal))
+        self._outbox.put(error_message(refusal))
 
     def _handle(self, message: ClientMessage) -> None:
         session = self._session
@@ -234,7 +252,7 @@ class Connection:
             case Action():
                 self._ack(message.event_id, session.press(message))
             case FrameAck():
-                if not session.outbox.acknowledge(message.seq):
+                if not self._outbox.acknowledge(message.seq):
                     raise Refusal(ErrorCode.BAD_ACK, f"frame message {message.seq} was never sent", param="seq")
             case Step():
                 self._ack(message.step_id, session.ask(message))
@@ -253,7 +271,7 @@ class Connection:
             case Ping():
                 now_ms = round(1e3 * time.time(), 3)
                 pong = Pong(type="pong", event_id=message.event_id, client_ts=message.client_ts, server_ts=now_ms)
-                session.outbox.put(pong)
+                self._outbox.put(pong)
             case Pong():
                 pass
             case NotOffered():
@@ -266,7 +284,7 @@ class Connection:
 
     def _ack(self, event_id: EventId | None, frame: int, restored: int | None = None) -> None:
         if event_id is not None:
-            self._session.outbox.put(Ack(event_id=event_id, applied_at_frame=frame, restored_frame=restored))
+            self._outbox.put(Ack(event_id=event_id, applied_at_frame=frame, restored_frame=restored))
 
     def _seek(self, message: Control) -> tuple[int, int]:
         if message.frame is None:
@@ -284,10 +302,10 @@ class Connection:
     async def _save(self, event_id: EventId | None) -> None:
         try:
             done = await self._snapshot()
-            self._session.outbox.put(done.model_copy(update={"event_id": event_id}))
+            self._outbox.put(done.model_copy(update={"event_id": event_id}))
         except Refusal as refusal:
             refusal.event_id = event_id
-            self._session.outbox.put(error_message(refusal))
+            self._outbox.put(error_message(refusal))
 
     def _control(self, message: Control) -> int:
         session = self._session

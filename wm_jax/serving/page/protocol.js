@@ -33,9 +33,12 @@ export const ERROR = Object.freeze({
   BAD_ACK: "bad_ack",
   UNAUTHORIZED: "unauthorized",
   FORBIDDEN_ORIGIN: "forbidden_origin",
+  READ_ONLY: "read_only",
+  TOO_MANY_SESSIONS: "too_many_sessions",
   UNKNOWN_SESSION: "unknown_session",
   UNKNOWN_MODEL: "unknown_model",
   UNKNOWN_SNAPSHOT: "unknown_snapshot",
+  UNKNOWN_ROLLOUT: "unknown_rollout",
   WRONG_VERSION: "wrong_version",
   WRONG_IMAGE: "wrong_image",
   FULL: "full",
@@ -230,7 +233,8 @@ export const ERROR = Object.freeze({
  * @property {Protocol} [protocol]
  * @property {SessionInfo} session
  * @property {Capabilities} capabilities
- * @property {string} resume_token
+ * @property {"player"|"spectator"} [role]
+ * @property {string|null} [resume_token]
  */
 /**
  * @typedef {Object} SessionEnded

@@ -1,0 +1,258 @@
+"""Offline rollouts: scripts in, recordings out, made in slots that no player needs; bounded in number, size and age."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import secrets
+import shutil
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from wm_jax.serving.bodies import CreateRollout, RolloutScript, RolloutState
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.events import Chapter, Events
+from wm_jax.serving.history import Opening
+from wm_jax.serving.inputs import Input, InputReader
+from wm_jax.serving.protocol import ErrorCode, Held, Refusal
+from wm_jax.serving.replay import SlotTaken
+from wm_jax.serving.studio import Studio
+from wm_jax.types import ControlSpace
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+"""How often somebody looks for a free slot while scripts wait."""
+
+SWEEP_S = 5.0
+
+
+@dataclasses.dataclass(eq=False)
+class Rollout:
+    """Scripts that were asked for together.
+
+    Attributes:
+      done: Frames of each script so far.
+      folder: Of their recordings, `0.zip` and so on.
+      finished_at: Seconds since the epoch; None: not yet.
+    """
+
+    id: str
+    scripts: list[Events]
+    has_video: bool
+    has_frames: bool
+    folder: Path
+    done: list[int]
+    failure: Refusal | None = None
+    finished_at: float | None = None
+    is_removed: bool = False
+    tasks: "dict[int, asyncio.Task[None]]" = dataclasses.field(default_factory=dict[int, "asyncio.Task[None]"])
+
+    @property
+    def frames(self) -> int:
+        return sum(script.frames for script in self.scripts)
+
+    @property
+    def status(self) -> str:
+        """queued, running, done, failed or removed."""
+        if self.is_removed:
+            return "removed"
+        if self.failure is not None:
+            return "failed"
+        if self.finished_at is not None:
+            return "done"
+        return "running" if any(self.done) or self.tasks else "queued"
+
+
+class Rollouts:
+    """All rollouts of one server, newest last. Used by the event loop alone."""
+
+    def __init__(self, config: ServeConfig, controls: ControlSpace, image: tuple[int, int], studio: Studio) -> None:
+        self._config = config
+        self._controls = controls
+        self._frame_bytes = 3 * image[0] * image[1]
+        self._studio = studio
+        self._known: dict[str, Rollout] = {}
+        self._waiting: deque[tuple[Rollout, int]] = deque()
+        self._asked = asyncio.Event()
+
+    def create(self, body: CreateRollout, openings: list[Opening]) -> Rollout:
+        """Puts scripts in line.
+
+        Raises:
+          Refusal: they are too long or too many, hold what this world does not read, or too many others wait.
+        """
+        frames, most = sum(script.frames for script in body.scripts), self._config.rollout_frames
+        if frames > most:
+            text = f"the scripts have {frames} frames together, this server makes at most {most} in one rollout"
+            raise Refusal(ErrorCode.TOO_LARGE, text, param="scripts")
+        if not body.video and not body.lossless:
+            raise Refusal(ErrorCode.BAD_MESSAGE, "neither video nor lossless is asked for: nothing would be made")
+        if body.lossless and frames * self._frame_bytes > 1e6 * self._config.rollout_mb:
+            text = (
+                f"{frames} frames without loss are {frames * self._frame_bytes / 1e6:.0f} MB, this server keeps "
+                f"{self._config.rollout_mb:g}: ask for fewer, or for the video alone"
+            )
+            raise Refusal(ErrorCode.TOO_LARGE, text, param="lossless")
+        if not self._config.rollouts:
+            raise Refusal(ErrorCode.UNSUPPORTED, "this server makes no rollouts: it was started with --rollouts 0")
+        if sum(one.status in ("queued", "running") for one in self._known.values()) >= self._config.rollouts:
+            text = f"{self._config.rollouts} rollouts wait or run already; try again later"
+            raise Refusal(ErrorCode.BUSY, text, retry_after_ms=10_000)
+        scripts = [self._events(*pair) for pair in enumerate(zip(body.scripts, openings, strict=True))]
+        name = f"roll_{secrets.token_urlsafe(18)}"
+        folder = self._studio.folder / name
+        folder.mkdir()
+        rollout = Rollout(name, scripts, body.video, body.lossless, folder, [0] * len(scripts))
+        self._known[name] = rollout
+        self._waiting.extend((rollout, index) for index in range(len(scripts)))
+        self._asked.set()
+        return rollout
+
+    def find(self, name: str) -> Rollout:
+        """The rollout of that name.
+
+        Raises:
+          Refusal: there is none, or no more.
+        """
+        if name not in self._known:
+            raise Refusal(ErrorCode.UNKNOWN_ROLLOUT, "no such rollout, or it has expired", param="rollout_id")
+        return self._known[name]
+
+    def result(self, rollout: Rollout, index: int) -> Path:
+        """The recording of one script.
+
+        Raises:
+          Refusal: there is no such script, or it is not done.
+        """
+        path = rollout.folder / f"{index}.zip"
+        if not 0 <= index < len(rollout.scripts):
+            text = f"the rollout has {len(rollout.scripts)} scripts (from 0), {index} is none of them"
+            raise Refusal(ErrorCode.UNKNOWN_ROLLOUT, text, param="index")
+        if not path.exists():
+            raise rollout.failure or Refusal(ErrorCode.BUSY, f"script {index} is not done", retry_after_ms=1000)
+        return path
+
+    def state(self, rollout: Rollout) -> RolloutState:
+        """How a rollout stands."""
+        queued = [one for one in self._known.values() if one.status == "queued"]
+        expires_at = None if rollout.finished_at is None else rollout.finished_at + self._config.rollout_age_s
+        return RolloutState(
+            rollout_id=rollout.id,
+            status=rollout.status,
+            code=None if rollout.failure is None else rollout.failure.code,
+            message=None if rollout.failure is None else rollout.failure.message,
+            position=queued.index(rollout) + 1 if rollout in queued else None,
+            scripts=len(rollout.scripts),
+            frames=rollout.frames,
+            done=sum(rollout.done),
+            expires_at=expires_at,
+        )
+
+    def close(self) -> None:
+        """Stops them all."""
+        for rollout in self._known.values():
+            self._stop(rollout)
+
+    def forget(self, rollout: Rollout) -> None:
+        """Stops it, and removes what it has made."""
+        rollout.is_removed = True
+        self._stop(rollout)
+        self._known.pop(rollout.id, None)
+        shutil.rmtree(rollout.folder, ignore_errors=True)
+
+    async def run_forever(self) -> None:
+        """Starts what waits as slots become free, and removes what is old or too much."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S if self._waiting else SWEEP_S):
+                    await self._asked.wait()
+            self._asked.clear()
+            # One that finds its slot taken after all comes back into the line.
+            for _ in range(min(len(self._waiting), self._studio.empty_slots)):
+                self._start(*self._waiting.popleft())
+            self._sweep()
+
+    # ---- inside
+
+    def _events(self, index: int, asked: tuple[RolloutScript, Opening]) -> Events:
+        script, opening = asked
+        rows = [*self._rows(index, script)]
+        keys = np.stack([row.keys for row in rows])
+        mouse = np.array([row.mouse for row in rows], np.float32) if self._controls.has_mouse else None
+        return Events([Chapter(0, "dream", opening, keys, mouse)])
+
+    def _rows(self, index: int, script: RolloutScript) -> list[Input]:
+        """What is done in each frame: keys stay held until told otherwise, the mouse moves in its frame alone."""
+        reader = InputReader(self._controls)
+        held, rows = reader.nothing(), list[Input]()
+        for number, event in enumerate(script.events):
+            where = f"scripts.{index}.events.{number}"
+            if not len(rows) <= event.frame < script.frames:
+                text = f"{where}.frame is {event.frame}; frames of events ascend, and this script has {script.frames} (from 0)"
+                raise Refusal(ErrorCode.BAD_MESSAGE, text, param=f"{where}.frame")
+            rows += [Input(held.keys, reader.still)] * (event.frame - len(rows))
+            try:
+                given = reader.read(_with_keys(event, held), None)
+            except Refusal as refusal:
+                refusal.param = f"{where}.{refusal.param}"
+                raise
+            held = Input(given.keys, reader.still)
+            rows.append(given)
+        return rows + [held] * (script.frames - len(rows))
+
+    def _start(self, rollout: Rollout, index: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(rollout, index))
+        rollout.tasks[index] = task
+
+    async def _run(self, rollout: Rollout, index: int) -> None:
+        def report(frames: int) -> None:
+            rollout.done[index] = frames
+
+        try:
+            out = rollout.folder / f"{index}.zip"
+            await self._studio.write(out, rollout.scripts[index], rollout.has_video, rollout.has_frames, report)
+        except SlotTaken:
+            report(0)
+            if rollout.status in ("queued", "running"):
+                self._waiting.appendleft((rollout, index))
+        except Exception as error:
+            log.exception("script %d of rollout %s failed", index, rollout.id)
+            text = f"script {index} could not be made; the server's log says why"
+            self._fail(rollout, error if isinstance(error, Refusal) else Refusal(ErrorCode.SERVER_FAILED, text))
+        finally:
+            rollout.tasks.pop(index, None)
+            self._asked.set()  # a slot is free, or a script waits again
+        if len(list(rollout.folder.glob("*.zip"))) == len(rollout.scripts):
+            rollout.finished_at = time.time()
+
+    def _fail(self, rollout: Rollout, refusal: Refusal) -> None:
+        rollout.failure, rollout.finished_at = refusal, time.time()
+        self._stop(rollout)
+
+    def _stop(self, rollout: Rollout) -> None:
+        self._waiting = deque(one for one in self._waiting if one[0] is not rollout)
+        for task in list(rollout.tasks.values()):
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def _sweep(self) -> None:
+        """Removes what is too old, then the oldest until the rest is small enough; what is not done is left alone."""
+        room = 1e6 * self._config.rollout_mb
+        finished = [one for one in self._known.values() if one.finished_at is not None]
+        finished.sort(key=lambda one: one.finished_at or 0.0, reverse=True)
+        for place, one in enumerate(finished):
+            room -= sum(path.stat().st_size for path in one.folder.glob("*.zip"))
+            assert one.finished_at is not None
+            if (room < 0 and place > 0) or time.time() - one.finished_at > self._config.rollout_age_s:
+                self.forget(one)
+
+
+def _with_keys(event: Held, held: Input) -> Held:
+    """An event that tells of the mouse alone leaves the keys as they are."""
+    if event.held is None and event.raw is None:
+        return event.model_copy(update={"raw": held.keys.astype(float).tolist()})
+    return event
