@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 CONNECT_S = 2.0
 ANSWER_S = 60.0
 FULL = 503
-HANDED_ON = ("authorization", "content-type", "accept", "if-match")
-"""Of a request's headers. Not its origin, which was judged here."""
+HANDED_ON = ("authorization", "content-type", "accept", "if-match", "origin", "traceparent", "x-request-id")
+"""Of a request's headers: a token may be good for some pages only, and logs name requests as the client does."""
 OWN = ("connection", "content-length", "date", "keep-alive", "server", "transfer-encoding")
 """Of an answer's headers, those that are between the replica and this process."""
 

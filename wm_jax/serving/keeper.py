@@ -35,6 +35,7 @@ class Terms(NamedTuple):
     linger_s: float
     permit: Permit | None = None
     ends_at: float | None = None
+    epoch: int = 0
 
 
 class Keeper:
