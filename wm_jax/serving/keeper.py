@@ -35,7 +35,6 @@ class Terms(NamedTuple):
     linger_s: float
     permit: Permit | None = None
     ends_at: float | None = None
-    epoch: int = 0
 
 
 class Keeper:

@@ -260,7 +260,7 @@ async def _admit(service: Service, websocket: WebSocket, transport: WebSocketTra
         service.tokens.check_watches(token, session_id)
         place = service.lobby.find(session_id)
         return Spectator(service.lobby, place, transport, service.created(place, "spectator"))
-    place = await service.join(session_id, token, websocket.headers.get("origin"))
+    place = await service.join(session_id, token, origin)
     return Connection(
         service.lobby, place, transport, service.created(place), functools.partial(service.snapshot, place)
     )
