@@ -45,7 +45,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 --durations 15 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 15 $(PYTEST_FLAGS)
 
 # The compilers lie beside the environment, not in it: with the CUDA plugin inside, every other start would look for a GPU.
 test-aot: $(VENV)/.test $(VENV)/aot/.done

@@ -16,6 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+# Pallas adds fields to what JAX compares before it takes a program that is compiled already. Imported only while the first
+# program is traced, it would have the second call of that program traced and compiled again.
+importlib.import_module("jax.experimental.pallas.tpu")
+
 ROWS = "data"
 """The axis of a mesh over which the first axis of every argument of an op, the rows, is spread."""
 Implementation = str

@@ -1,6 +1,7 @@
 """What every test runs under: the CPU, strict dtypes, one compile cache; warnings are errors by pyproject.toml."""
 
 import os
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -44,13 +45,17 @@ def _forget_programs() -> Generator[None, None, None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks `core` what a Python 3.11 with JAX 0.10 must pass too: the model, its layers, its files on disk."""
+    """Marks `core` what a Python 3.11 with JAX 0.10 must pass too: the model, its layers, its files on disk. Puts the files
+    with the most slow tests first: begun last, one of them would leave the other worker without work."""
     for item in items:
         where = item.path.relative_to(ROOT / "tests")
         if where.name in NOT_CORE:
             continue
         if where.parts[0] in CORE or where.name in CORE_FILES:
             item.add_marker(pytest.mark.core)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))  # stable: a file's own order stays
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def report(config: EvalConfig):
     return evaluate(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_it_writes_a_table_a_picture_and_a_film(config: EvalConfig, report) -> None:
     assert config.out is not None
     assert json.loads((config.out / "table.json").read_text()) == report

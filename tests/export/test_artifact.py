@@ -58,6 +58,7 @@ def play(folder: Path, exported: artifact.Artifact | None) -> np.ndarray:
     return np.stack(frames)
 
 
+@pytest.mark.slow
 def test_it_plays_the_same_frames_without_tracing_the_model(world_folder, made, monkeypatch):
     right = play(world_folder, None)
     found = artifact.read(made)

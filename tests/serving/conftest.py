@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +252,12 @@ def told(mouse_server: Server, monkeypatch: pytest.MonkeyPatch) -> list[tuple[li
     engine, codes = mouse_server.service.batcher.engine, mouse_server.world.config.controls.codes
     step = engine.step
 
-    def listen(controls: wm.Controls, active: np.ndarray) -> Any:
+    def listen(controls: wm.Controls, active: np.ndarray, chosen: Sequence[int] | None = None) -> Any:
         assert controls.mouse is not None and controls.mouse.dtype == np.float32
-        for slot in np.flatnonzero(active):
-            held = [code for code, is_held in zip(codes, controls.keys[slot], strict=True) if is_held]
-            rows.append((held, controls.mouse[slot].tolist()))
-        return step(controls, active)
+        for row in np.flatnonzero(active):
+            held = [code for code, is_held in zip(codes, controls.keys[row], strict=True) if is_held]
+            rows.append((held, controls.mouse[row].tolist()))
+        return step(controls, active, chosen)
 
     monkeypatch.setattr(engine, "step", listen)
     return rows
@@ -280,17 +280,21 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page of a server and waits until it plays; afterwards no page may have complained."""
+    """Opens the page of a server and waits until it plays; afterwards no page may have complained.
+
+    `script` runs in the page before its own, `address` is what follows the server's.
+    """
     pages: list[Any] = []
 
-    def open_one(server: Server, **options: Any) -> Any:
+    def open_one(server: Server, script: str = "", address: str = "", **options: Any) -> Any:
         opened = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **options})
         opened.set_default_timeout(60_000)
         opened.complaints = []
         opened.on("console", lambda said: opened.complaints.append(said.text) if said.type == "error" else None)
         opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
         pages.append(opened)
-        opened.goto(server.url)
+        opened.add_init_script(script)
+        opened.goto(server.url + address)
         opened.wait_for_function("window.__wm?.frames > 10")
         return opened
 

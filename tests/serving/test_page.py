@@ -15,9 +15,9 @@ RECORD = """
   window.drawn = [];
   __wm.player.addEventListener("ack", ({ detail }) => { acks[detail.event_id] = detail.applied_at_frame; });
   __wm.player.addEventListener("frame", ({ detail }) => {
-    const c = document.getElementById("view");
-    drawn.push([detail.frame_id, c.getContext("2d").getImageData(0, 0, c.width, c.height).data.join()]);
+    if (detail.pixels) drawn.push([detail.frame_id, new Uint8Array(detail.pixels).join()]);
   });
+  __wm.player.screen.watch(true);
 """
 
 
@@ -36,6 +36,7 @@ def dream(page, keys: tuple[str, ...], frames: int = 25) -> dict[int, str]:
 
 
 def test_held_keys_change_the_picture_and_nothing_else_does(page):
+    assert page.evaluate("__wm.decodes") == "worker"
     page.evaluate(f"() => {{ {RECORD} }}")
     free, again, held = dream(page, ()), dream(page, ()), dream(page, ("ArrowRight", "ArrowUp"))
     common = sorted(free.keys() & again.keys() & held.keys())

@@ -148,11 +148,11 @@ def test_a_frame_that_was_made_twice_is_written_down_once(server, tmp_path, monk
     engine = server.service.batcher.engine
     made, calls = engine.step, []
 
-    def fails_once(controls, active):
+    def fails_once(*asked):
         calls.append(1)
         if len(calls) == 7:
             raise RuntimeError("the device had a bad moment")
-        return made(controls, active)
+        return made(*asked)
 
     ticket = server.create(**RAW, init={"seed": 4})
     with server.connect(ticket) as socket:

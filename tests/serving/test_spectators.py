@@ -125,3 +125,19 @@ def test_a_token_watches_its_own_session_only(server, of):
     with server.connect(sessions[0], shown) as socket:
         code, messages = closing_code(socket)
     assert code == 4401 and messages[0]["code"] == "unauthorized"
+
+
+def test_of_a_video_stream_a_spectator_gets_one_of_its_own(server):
+    session = server.create(media={"codec": "h264"})
+    with server.connect(session) as played:
+        player = server.talk(played)
+        player.wait_for_frames(3)
+        with server.connect(invite(server, session)) as watched:
+            spectator = server.talk(watched)
+            first, _ = spectator.wait_for_frames(1)[0]
+            assert (first["codec"], first["key"]) == ("h264", True), (
+                "it came in the middle, and can be understood at once"
+            )
+            player.wait_for_frames(3)
+        heads = [head for head, _ in player.frames]
+        assert heads[0]["key"] and not any(head["key"] for head in heads[1:]), "the player's own goes on"

@@ -75,6 +75,7 @@ def test_two_small_strides_of_a_constant_prediction_imply_that_prediction(tiny):
     assert taught.any() and (~taught).any()
 
 
+@pytest.mark.slow
 def test_computing_layers_again_gives_the_same_gradient_and_keeps_less(tiny):
     world, params = tiny
 
@@ -93,6 +94,7 @@ def test_computing_layers_again_gives_the_same_gradient_and_keeps_less(tiny):
     assert again_bytes < 0.8 * plain_bytes, (again_bytes, plain_bytes)
 
 
+@pytest.mark.slow
 def test_the_bank_remembers_errors_and_gives_them_to_the_past(tiny):
     world, params = tiny
     objective = ShortcutForcing(recycle_from=0, bank=64)

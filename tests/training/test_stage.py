@@ -14,6 +14,7 @@ import pytest
 
 import wm_jax.world
 from wm_jax import checkpoint
+from wm_jax import config as config_file
 from wm_jax.checkpoint import CheckpointError
 from wm_jax.data.episode import EpisodeError
 from wm_jax.data.loader import DataConfig
@@ -26,6 +27,14 @@ from wm_jax.training.optimizer import OptimizerConfig
 from wm_jax.types import ControlSpace
 
 WORLD = wm_jax.world.tiny_world()[0].config
+
+
+READ = """
+from wm_jax import config as config_file
+from wm_jax.training.config import TrainConfig
+def config():
+    return config_file.read(TrainConfig, "{}")
+"""
 
 
 def record(path: Path, seed: int, split: str = "train") -> None:
@@ -91,6 +100,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "world" / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_both_stages_leave_a_world_that_loads_with_prompts_and_pictures(runs: Path) -> None:
     for name in ("autoencoder", "dynamics"):
         world, params = wm_jax.world.load(runs / name)
@@ -106,9 +116,10 @@ def test_the_second_stage_keeps_the_autoencoder_of_the_first(runs: Path) -> None
 
 
 def test_a_stopped_run_started_again_ends_at_the_same_bits(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when the run that gave the autoencoder is gone by then."""
-    shutil.copytree(runs / "autoencoder", runs / "lent")
-    config, make_loader = second_stage(autoencoder_from="lent"), stage.make_loader
+    """Also when the autoencoder is a config file, so trained first, and its run is gone by then."""
+    config_file.write(first_stage(name="lent"), "lent.json")
+    Path("lent.py").write_text(READ.format("lent.json"))
+    config, make_loader = second_stage(autoencoder_from="lent.py"), stage.make_loader
 
     class Terminating:
         def __init__(self, loader: Any):
@@ -121,15 +132,21 @@ def test_a_stopped_run_started_again_ends_at_the_same_bits(runs: Path, monkeypat
                 os.kill(os.getpid(), signal.SIGTERM)
             return next(self.loader)
 
+    def make_terminating(source: Any, clip_frames: int, *rest: Any) -> Any:
+        loader = make_loader(source, clip_frames, *rest)
+        return Terminating(loader) if clip_frames == config.data.clip_frames else loader
+
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(stage, "make_loader", lambda *arguments: Terminating(make_loader(*arguments)))
+        patch.setattr(stage, "make_loader", make_terminating)
         prepare.train(config, runs / "stopped")
     assert checkpoint.checkpoints(runs / "stopped" / "checkpoints")[-1].name == "3"
     shutil.rmtree(runs / "lent")
     prepare.train(config, runs / "stopped")
     assert weights(runs / "stopped") == weights(runs / "dynamics")
+    assert not (runs / "lent").exists(), "what the checkpoint holds was trained again"
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_all_weights_of_the_other_run(runs: Path) -> None:
     still = OptimizerConfig(learning_rate=0.0, warmup_steps=1)
     prepare.train(second_stage(autoencoder_from=None, init_from="dynamics", optimizer=still, steps=1), runs / "tuned")

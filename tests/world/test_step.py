@@ -57,6 +57,7 @@ def without_key(state):
     return jax.tree.leaves(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
+@pytest.mark.slow
 def test_stepping_equals_rollout(tiny: Tiny, prompt, held, dream):
     state, frames = play(tiny, wm.start(*tiny, prompt, jax.random.key(1)), held)
     np.testing.assert_array_equal(frames, dream[1])
@@ -80,6 +81,7 @@ def test_same_key_same_dream_and_another_key_another(tiny: Tiny, prompt, held, d
     assert np.any(np.asarray(other) != dream[1])
 
 
+@pytest.mark.slow
 def test_a_session_does_not_depend_on_its_neighbours(tiny: Tiny, prompt, held, dream):
     row = 1
     one = jax.tree.map(lambda leaf: leaf[row : row + 1], prompt)
@@ -127,6 +129,7 @@ def test_a_world_starts_from_nothing(tiny: Tiny):
     assert int(state.frame[0]) == 6 and int(state.cache.next[0]) == 5
 
 
+@pytest.mark.slow
 def test_fused_commit_equals_separate_commit(tiny: Tiny, prompt, held):
     """The pass that writes the newest frame may ride with the next one's first pass: same cache, same frame."""
     world, params = tiny

@@ -88,6 +88,7 @@ def test_reconstruction_has_the_size_of_its_frames(tiny):
     assert again.shape == frames.shape and again.dtype == frames.dtype
 
 
+@pytest.mark.slow
 def test_weights_made_ready_for_playing_dream_the_same_to_the_bit():
     world, params = wm.tiny_world(0, dtype="bfloat16")
     ready = world.for_playing(params)

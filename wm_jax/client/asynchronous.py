@@ -57,6 +57,15 @@ class Client:
         await self.send("frame.ack", seq=header.seq)
         return header, [self._decode(header, payload) for payload in payloads]
 
+    async def record(self, path: str | Path, video: bool = True) -> Path:
+        """Writes the session's recording so far to a file; see `Session.record`.
+
+        Raises:
+          ServerError: no slot is free for the video, or the server records nothing.
+        """
+        session, token = self.created["session"]["id"], self.created["resume_token"]
+        return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
+
     async def resume(self, patience_s: float = 30.0) -> dict[str, Any]:
         """Comes back after the connection was lost, wherever the session is now; the new `session.created`.
 
@@ -69,15 +78,6 @@ class Client:
         self.socket, self.created = await _connected(self.url, ticket, self.wire)
         self._video = None  # a stream begins anew with its connection
         return self.created
-
-    async def record(self, path: str | Path, video: bool = True) -> Path:
-        """Writes the session's recording so far to a file; see `Session.record`.
-
-        Raises:
-          ServerError: no slot is free for the video, or the server records nothing.
-        """
-        session, token = self.created["session"]["id"], self.created["resume_token"]
-        return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
 
     async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
         """Frames as they come."""

@@ -118,6 +118,13 @@ def message(payload: bytes, length: int | None = None) -> bytes:
     return b"\x81" + form + bytes(4) + payload
 
 
+def _is_open(client: Any) -> bool:
+    """Whether anything can still be written: nothing can once the server has begun to close."""
+    from websockets.protocol import State
+
+    return client.state is State.OPEN
+
+
 async def _read_all(client: Any) -> None:
     """Reads until the server ends the connection: an answer that nobody reads would hide how it ends."""
     async for _ in client:
@@ -129,7 +136,7 @@ async def flood(attack: Attack) -> None:
     batch = message(json.dumps({"type": "action", "held": []}).encode()) * (FLOOD_PER_S // 100)
     async with attack.session("flood") as client, asyncio.TaskGroup() as group:
         reading = group.create_task(_read_all(client))
-        while not reading.done():
+        while not reading.done() and _is_open(client):
             client.transport.write(batch)
             await asyncio.sleep(0.01)
 
@@ -163,7 +170,7 @@ async def huge(attack: Attack) -> None:
     async with attack.session("huge") as client:
         client.transport.write(message(b"", HUGE))
         for _ in range(HUGE // len(chunk)):
-            if client.close_code is not None:
+            if not _is_open(client):
                 break
             client.transport.write(chunk)
             await asyncio.sleep(0.001)

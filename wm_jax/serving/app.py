@@ -42,7 +42,7 @@ HTTP_STATUS = {
 CROSS_ORIGIN: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
-    "expose_headers": ["Retry-After", "X-Request-Id"],
+    "expose_headers": ["Link", "Location", "Retry-After", "X-Request-Id"],
 }
 """What a page of one of `--allow-origins` may ask and read; a browser asks first whether it may."""
 
@@ -85,7 +85,7 @@ def make_app(
 
 
 def add_manners(app: FastAPI, config: ServeConfig) -> None:
-    """What every server of ours does before and after its routes: the guard, names of requests, typed refusals."""
+    """What every server of ours does before and after its routes: the guard, the names of requests, and typed refusals."""
     app.add_middleware(Guard, config=config)
     app.add_middleware(Traced)
     # The outermost, so that a page of another site can read why it was refused as well.

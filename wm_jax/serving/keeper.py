@@ -35,7 +35,6 @@ class Terms(NamedTuple):
     linger_s: float
     permit: Permit | None = None
     ends_at: float | None = None
-    epoch: int = 0
 
 
 class Keeper:
@@ -47,7 +46,7 @@ class Keeper:
         self._queued = 0
         self._saving = asyncio.Lock()  # of two saves of one session the later one must be the one that stays
 
-    async def keep(self, session: Session, terms: Terms) -> int:
+    async def keep(self, session: Session, terms: Terms, epoch: int = 0) -> int:
         """Writes a session under its own name; the frame that it will go on with.
 
         Raises:
@@ -55,7 +54,7 @@ class Keeper:
           Refusal: the session has ended, plays the real game, or the device is busy.
           OSError: the disk is full or broken.
         """
-        return (await self._save(session.id, session, terms))[1].frame_id
+        return (await self._save(session.id, session, terms, epoch))[1].frame_id
 
     async def snapshot(self, session: Session, terms: Terms) -> tuple[str, Record, int]:
         """Writes a session under a new name that any number of others may start from: name, record, bytes.
@@ -118,20 +117,20 @@ class Keeper:
         """Makes room."""
         await asyncio.to_thread(self._store.sweep)
 
-    async def _save(self, name: str, session: Session, terms: Terms) -> tuple[int, Record]:
+    async def _save(self, name: str, session: Session, terms: Terms, epoch: int = 0) -> tuple[int, Record]:
         if self._queued >= MAX_QUEUED:
             raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
         self._queued += 1
         try:
-            return await self._save_next(name, session, terms)
+            return await self._save_next(name, session, terms, epoch)
         finally:
             self._queued -= 1
 
-    async def _save_next(self, name: str, session: Session, terms: Terms) -> tuple[int, Record]:
+    async def _save_next(self, name: str, session: Session, terms: Terms, epoch: int) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
             record = self._record(session, terms, moment)
-            return await asyncio.to_thread(self._store.save, name, record, moment, terms.epoch), record
+            return await asyncio.to_thread(self._store.save, name, record, moment, epoch), record
 
     def _record(self, session: Session, terms: Terms, moment: Moment) -> Record:
         opening, memory = moment.opening, moment.opening.memory

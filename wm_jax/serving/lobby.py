@@ -55,11 +55,11 @@ class Place:
       heard_at: Monotonic time of the client's last message.
       kept_at: The next frame of what was last written to the disk.
       is_kept: Whether its client may come back to it in another process.
-      epoch: How often it was taken up from the disk; of two servers that have it the higher one owns it.
       permit: Of the ephemeral token that opened it, if one did.
       ends_at: When that token's sessions have lasted long enough (seconds since the epoch); it is set with a slot.
       spectators: Sockets that watch it; they do not keep it alive.
       request_id: Of the request that opened it, in its log lines.
+      epoch: How often it was taken up from the disk; of two servers that have it the higher one owns it.
     """
 
     session: Session
@@ -425,8 +425,8 @@ class Lobby:
         if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
             return
         try:
-            terms = Terms(place.resume_token, place.linger_s, place.permit, place.ends_at, place.epoch)
-            place.kept_at = await self.keeper.keep(place.session, terms)
+            terms = Terms(place.resume_token, place.linger_s, place.permit, place.ends_at)
+            place.kept_at = await self.keeper.keep(place.session, terms, place.epoch)
         except Superseded as moved:
             log.warning("%s", moved)
             self.move(place.session.id)

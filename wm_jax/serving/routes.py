@@ -56,7 +56,7 @@ CLOSE_CODES = {
 }
 # The page itself never evaluates text; browser drivers that wait for a condition in it do.
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-eval'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-eval'; worker-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
@@ -182,13 +182,6 @@ def add_sessions(app: FastAPI, service: Service) -> None:
         """Writes a session to this server's disk, for `init.snapshot` of later ones."""
         return await service.snapshot(place)
 
-    @app.post("/v1/sessions/{session_id}/resume")
-    async def resume(session_id: str, request: Request, authorization: Bearer = None) -> SessionTicket:  # pyright: ignore[reportUnusedFunction]
-        """Where to connect again, for the bearer of the session's resume token; takes it up from the disk if it is not here."""
-        place = await service.join(session_id, bearer(authorization), request.headers.get("origin"))
-        service.lobby.admit(place)
-        return ticket(request, place)
-
     @app.post("/v1/sessions/{session_id}/spectators", status_code=201)
     async def invite(  # pyright: ignore[reportUnusedFunction]
         request: Request, place: Annotated[Place, Depends(place_of)], body: CreateSpectator | None = None
@@ -196,6 +189,13 @@ def add_sessions(app: FastAPI, service: Service) -> None:
         """A token for watching a session; any number may be asked for, `--spectators` of them in use at once."""
         token, expires_at = service.tokens.to_watch(place.session.id, (body or CreateSpectator()).ttl_s)
         return SpectatorTicket(ws_url=ws_url(request, place), token=token, expires_at=expires_at)
+
+    @app.post("/v1/sessions/{session_id}/resume")
+    async def resume(session_id: str, request: Request, authorization: Bearer = None) -> SessionTicket:  # pyright: ignore[reportUnusedFunction]
+        """Where to connect again, for the bearer of the session's resume token; takes it up from the disk if it is not here."""
+        place = await service.join(session_id, bearer(authorization), request.headers.get("origin"))
+        service.lobby.admit(place)
+        return ticket(request, place)
 
     @app.get("/v1/sessions/{session_id}")
     async def show(place: Annotated[Place, Depends(place_of)]) -> SessionState:  # pyright: ignore[reportUnusedFunction]
@@ -250,7 +250,7 @@ def check_origin(websocket: WebSocket, config: ServeConfig) -> None:
 async def _admit(service: Service, websocket: WebSocket, transport: WebSocketTransport, session_id: str) -> Connection:
     """What this socket may be to a session, by its origin, its version and its token: player or spectator."""
     check_origin(websocket, service.config)
-    offered: list[str] = websocket.scope.get("subprotocols", [])
+    origin, offered = websocket.headers.get("origin"), websocket.scope.get("subprotocols", [])
     if choose(offered) is None:
         spoken = [name for name in offered if not name.startswith(AUTH_PREFIX)]
         text = f"this server speaks {SUBPROTOCOL}, the client offers {', '.join(spoken) or 'no subprotocol'}"
@@ -260,7 +260,7 @@ async def _admit(service: Service, websocket: WebSocket, transport: WebSocketTra
         service.tokens.check_watches(token, session_id)
         place = service.lobby.find(session_id)
         return Spectator(service.lobby, place, transport, service.created(place, "spectator"))
-    place = await service.join(session_id, token, websocket.headers.get("origin"))
+    place = await service.join(session_id, token, origin)
     return Connection(
         service.lobby, place, transport, service.created(place), functools.partial(service.snapshot, place)
     )

@@ -95,7 +95,8 @@ def asyncapi() -> dict[str, Any]:
         "channels": {
             "session": {
                 "address": "/v1/sessions/{session_id}/ws",
-                "description": f"Subprotocol {protocol.SUBPROTOCOL}. The first message is session.created. {_close_codes()}",
+                "description": f"Subprotocol {protocol.SUBPROTOCOL} (or {protocol.MSGPACK_SUBPROTOCOL}: the same messages in "
+                f"MessagePack, frames too). The first message is session.created. {_close_codes()}",
                 "parameters": {"session_id": {"description": "From `POST /v1/sessions`."}},
                 "messages": {name: _ref("messages", name) for name in (*names, "Frames")},
             }

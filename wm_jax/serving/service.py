@@ -242,8 +242,7 @@ class Service:
         if self.config.auth is None or _is_one_of(token, [self.config.auth, *own]):
             return
         if place is None or not is_signed(token):
-            check_secret(self.config, authorization)
-            return
+            return check_secret(self.config, authorization)
         if not _is_of(place, self.tokens.permit(token)):
             text = f"this token did not open session {place.session.id}, another one did"
             raise Refusal(ErrorCode.UNAUTHORIZED, text)

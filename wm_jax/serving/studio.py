@@ -1,6 +1,7 @@
 """Makes recordings: events in, a zip out, with the video of a replay in a slot that no player needs."""
 
 import asyncio
+import functools
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,20 +20,20 @@ MAX_AT_ONCE = 4
 
 
 class Studio:
-    """Writes recordings into a folder of its own, which goes with it. Used by the event loop alone.
-
-    Attributes:
-      folder: Whatever is in there may be removed by whoever put it there.
-    """
+    """Writes recordings into a folder of its own, which goes with it. Used by the event loop alone."""
 
     def __init__(self, identity: Identity, batcher: Batcher, fps: float, history: History) -> None:
         self.identity = identity
-        self.folder = Path(tempfile.mkdtemp(prefix="wm_jax-"))
         self._batcher = batcher
         self._fps = fps
         self._history = history
         self._worker = film_worker()
         self._asked = 0
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Made when it is first needed; whatever is in there may be removed by whoever put it there."""
+        return Path(tempfile.mkdtemp(prefix="wm_jax-"))
 
     @property
     def empty_slots(self) -> int:
@@ -42,7 +43,8 @@ class Studio:
     def close(self) -> None:
         """Removes all that is left."""
         self._worker.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if "folder" in vars(self):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def record(self, events: Events, has_video: bool) -> Path:
         """A session's recording, in a file that is the caller's to remove.

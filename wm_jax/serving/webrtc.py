@@ -26,6 +26,7 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 from jaxtyping import UInt8
+from structlog.contextvars import bound_contextvars
 
 from wm_jax.serving.config import parse_ice_server
 from wm_jax.serving.limits import TokenBucket
@@ -121,6 +122,7 @@ class RtcTransport:
         self._hang_up = hang_up
         self._max_message_bytes = max_message_bytes
         self._control: RTCDataChannel | None = None
+        self._input: RTCDataChannel | None = None
         self._outbox: Outbox | None = None
         self._heard: asyncio.Queue[Said | None] = asyncio.Queue()
         self._is_flooded = False
@@ -136,6 +138,10 @@ class RtcTransport:
         channel.on("close", self._is_closed.set)
 
     def use_input(self, channel: RTCDataChannel) -> None:
+        if self._input is not None:
+            channel.close()
+            return
+        self._input = channel
         channel.on("message", functools.partial(self._hear, self._read_input))
 
     def lose(self) -> None:
@@ -296,7 +302,8 @@ class Peer:
         service, place = self._service, self.place
         snapshot: Callable[[], Awaitable[Snapshotted]] = functools.partial(service.snapshot, place)
         try:
-            await Connection(service.lobby, place, self._transport, service.created(place), snapshot).run()
+            with bound_contextvars(**place.named):
+                await Connection(service.lobby, place, self._transport, service.created(place), snapshot).run()
         except Refusal as refusal:
             with contextlib.suppress(Gone):
                 await self._transport.send(error_message(refusal, fatal=True))

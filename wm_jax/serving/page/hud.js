@@ -1,4 +1,4 @@
-/** What is shown around the picture: numbers, the trace of frame gaps, the overlay, the size of the screen. */
+/** What is shown around the picture: numbers, the overlay, the size of the screen. */
 
 /** @param {string} id */
 export const at = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -22,32 +22,6 @@ export function drawNumbers(player) {
   put("dropped", String(player.dropped));
   put("frame", String(Math.max(player.frameId, 0)));
   put("step", player.stepMs ? player.stepMs.toFixed(1) : "–", player.stepMs ? " ms" : "");
-}
-
-/** The gaps between the last frames as bars; the line is the world's own pace. @param {number[]} shownAt @param {number} fps */
-export function drawGaps(shownAt, fps) {
-  const canvas = /** @type {HTMLCanvasElement} */ (at("gaps"));
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const scale = devicePixelRatio;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  if (canvas.width !== Math.round(width * scale)) {
-    canvas.width = Math.round(width * scale);
-    canvas.height = Math.round(height * scale);
-  }
-  context.setTransform(scale, 0, 0, scale, 0, 0);
-  context.clearRect(0, 0, width, height);
-  const period = 1000 / fps;
-  const unit = height / (3 * period);
-  const gaps = shownAt.slice(1).map((time, index) => time - shownAt[index]);
-  gaps.reverse().forEach((gap, index) => {
-    const x = width - 5 * (index + 1);
-    if (x < 0) return;
-    const tall = Math.min(height, gap * unit);
-    context.fillStyle = gap > 1.8 * period ? "#fb7185" : gap > 1.3 * period ? "#fbbf24" : "#6ee7d8aa";
-    context.fillRect(x, height - tall, 3.5, tall);
-  });
-  context.fillStyle = "#ffffff2e";
-  context.fillRect(0, height - period * unit, width, 1);
 }
 
 /**
@@ -82,20 +56,23 @@ export function seats({ slots, slots_free }) {
 /** From this many rows on a picture is drawn smoothly, at any size; below it in whole multiples of its pixels. */
 const FINE_ROWS = 200;
 
-/** The largest size that leaves room for what is around. @param {HTMLCanvasElement} canvas */
-export function fit(canvas) {
+/** The largest size that leaves room for what is around. @param {import("./screen.js").Screen} screen */
+export function fit({ canvas, width, height }) {
+  const isFlat = matchMedia("(max-height: 500px) and (orientation: landscape)").matches;
   const isNarrow = innerWidth <= 860;
   const below = document.querySelector("main.broad") ? at("keys").offsetHeight + 22 : 0;
-  const room = isNarrow
+  const room = isFlat
+    ? { w: innerWidth - 16, h: innerHeight - 16 }
+    : isNarrow
     ? { w: innerWidth - 24, h: Math.max(240, innerHeight * 0.52) }
     : { w: Math.min(innerWidth, below ? 1600 : 1180) - 388, h: Math.max(240, innerHeight - 86 - below) };
-  const exact = Math.min(room.w / canvas.width, room.h / canvas.height);
-  const isFine = canvas.height >= FINE_ROWS;
+  const exact = Math.min(room.w / width, room.h / height);
+  const isFine = height >= FINE_ROWS;
   const whole = exact >= 4 ? Math.floor(exact) : Math.max(0.25, Math.floor(exact * 4) / 4);
   const scale = isFine ? exact : whole;
   canvas.classList.toggle("fine", isFine);
-  canvas.style.width = `${Math.floor(scale * canvas.width)}px`;
-  canvas.style.height = `${Math.floor(scale * canvas.height)}px`;
+  canvas.style.width = `${Math.floor(scale * width)}px`;
+  canvas.style.height = `${Math.floor(scale * height)}px`;
 }
 
 /** @type {number|undefined} */

@@ -7,12 +7,28 @@ const NAMES = {
 };
 const MOUSE = { Mouse0: "left mouse button", Mouse1: "middle mouse button", Mouse2: "right mouse button" };
 const LETTERS = ["QWERT", "ASDFG", "ZXCVB"];
+/** The keys that steer, hand by hand. @type {Record<string, string>[]} */
+export const DIRECTIONS = [
+  { up: "KeyW", down: "KeyS", left: "KeyA", right: "KeyD" },
+  { up: "ArrowUp", down: "ArrowDown", left: "ArrowLeft", right: "ArrowRight" },
+];
 const ARROWS = { ArrowUp: [1, 2], ArrowLeft: [2, 1], ArrowDown: [2, 2], ArrowRight: [2, 3] };
 /** From the keys a hand rests on to those it reaches for. */
 const CLUSTERS = ["letters", "arrows", "others", "mouse", "hotbar"];
 
 /** @param {string} code */
 export const keyName = (code) => NAMES[code] ?? code.replace(/^(Key|Digit|Numpad)/, "");
+
+/**
+ * The keys a world is steered by, the way each goes: by letters, by arrows, or by both.
+ * @template {{code: string}} K @param {K[]} keys @returns {Record<string, K>[]}
+ */
+export function steering(keys) {
+  const found = DIRECTIONS.map((ways) =>
+    Object.fromEntries(Object.entries(ways).flatMap(([way, code]) => keys.filter((key) => key.code === code).map((key) => [way, key]))),
+  );
+  return found.filter((ways) => Object.keys(ways).length > 1);
+}
 
 /** The codes of the world's hotbar, slot by slot. @param {{code: string, label: string}[]} keys */
 export const hotbar = (keys) =>
@@ -31,17 +47,17 @@ function place(code) {
   return [/^Digit\d$/.test(code) ? "hotbar" : "others", null];
 }
 
-/** @param {string} code @param {string} label @param {number[]|null} spot */
-function keycap(code, label, spot) {
+/** @param {string} code @param {string} label @param {string} name of what is pressed for it @param {number[]|null} [spot] */
+export function keycap(code, label, name, spot) {
   const cap = document.createElement("button");
-  const [name, hint] = [document.createElement("b"), document.createElement("span")];
-  name.textContent = keyName(code);
+  const [big, hint] = [document.createElement("b"), document.createElement("span")];
+  big.textContent = name;
   hint.textContent = label;
-  cap.append(name, hint);
+  cap.append(big, hint);
   cap.className = "key" + (code === "Space" ? " wide" : "");
   cap.type = "button";
   cap.tabIndex = -1;
-  cap.title = `${label} (${MOUSE[code] ?? keyName(code)})`;
+  cap.title = name === label ? label : `${label} (${name === NAMES[code] && MOUSE[code] ? MOUSE[code] : name})`;
   cap.setAttribute("aria-label", cap.title);
   cap.dataset.code = code;
   if (spot) [cap.style.gridRow, cap.style.gridColumn] = spot.map(String);
@@ -49,23 +65,20 @@ function keycap(code, label, spot) {
 }
 
 /**
- * Draws the keys of a world; the caps by their codes.
+ * Draws the keys of a world.
  * @param {HTMLElement} root
  * @param {{code: string, label: string}[]} keys
+ * @param {(code: string) => string} nameOf what the player presses for it
  */
-export function drawKeycaps(root, keys) {
+export function drawKeycaps(root, keys, nameOf) {
   const clusters = CLUSTERS.map((name) => Object.assign(document.createElement("div"), { className: `cluster ${name}` }));
-  /** @type {Map<string, HTMLElement>} */
-  const caps = new Map();
   const places = keys.map(({ code }) => place(code));
   // The first row that a cluster needs: arrows without one that points up are a single row.
   const first = (/** @type {string} */ name) => Math.min(...places.map(([of, spot]) => (of === name && spot ? spot[0] : Infinity)));
   for (const { code, label } of keys) {
     const [name, spot] = place(code);
-    const cap = keycap(code, label, spot && [spot[0] - first(name) + 1, spot[1]]);
+    const cap = keycap(code, label, nameOf(code), spot && [spot[0] - first(name) + 1, spot[1]]);
     clusters[CLUSTERS.indexOf(name)].append(cap);
-    caps.set(code, cap);
   }
   root.replaceChildren(...clusters.filter((cluster) => cluster.childElementCount));
-  return caps;
 }

@@ -1,12 +1,16 @@
-/** Held keys: from the keyboard, the mouse and fingers; their keycaps light up while held. */
+/** Held keys: from the keyboard, the mouse, pads and fingers; their keycaps light up while held. */
 
-import { drawKeycaps } from "./keycaps.js";
+import { drawKeycaps, keyName } from "./keycaps.js";
+import { drawTouch } from "./touch.js";
 
 /** A tap shorter than a frame would fall between two frames: it is stretched to this many. */
 const SHORTEST_FRAMES = 1.25;
 
 /** Whether a control of the page wants this key for itself. @param {EventTarget|null} target @param {string} code */
 function isForControl(target, code) {
+  if (document.querySelector("dialog[open]")) return true;
+  if (target instanceof HTMLButtonElement) return code === "Space" || code === "Enter";
+  if (target instanceof HTMLSelectElement) return true;
   if (!(target instanceof HTMLInputElement)) return false;
   if (target.type === "checkbox") return code === "Space";
   return target.type !== "range" || /^(Arrow|Home|End|Page)/.test(code);
@@ -16,26 +20,34 @@ function isForControl(target, code) {
 export class Keys {
   /**
    * @param {HTMLElement} root
+   * @param {import("./bindings.js").Bindings} bindings
    * @param {(held: string[]) => void} onChange
    */
-  constructor(root, onChange) {
+  constructor(root, bindings, onChange) {
     this.root = root;
+    this.bindings = bindings;
     this.onChange = onChange;
-    /** @type {Map<string, HTMLElement>} */
-    this.caps = new Map();
-    /** @type {Map<string, Set<string|number>>} who holds each code: "keyboard", "mouse" or a pointer's id */
+    /** @type {Map<string, Set<string|number>>} who holds each code: an input's name, or a pointer's id */
     this.holders = new Map();
     /** @type {Map<string, number>} */
     this.since = new Map();
     this.frameMs = 1000 / 30;
+    this.isTouch = matchMedia("(pointer: coarse)").matches;
     this._listen();
   }
 
-  /** @param {{code: string, label: string}[]} keys @param {number} fps */
-  show(keys, fps) {
-    this.frameMs = 1000 / fps;
+  /** The keys of the bindings' world, as they are bound now. @param {number} [fps] */
+  show(fps) {
+    if (fps) this.frameMs = 1000 / fps;
     this.releaseAll();
-    this.caps = drawKeycaps(this.root, keys);
+    this._draw();
+  }
+
+  _draw() {
+    this.root.classList.toggle("touch", this.isTouch);
+    if (this.isTouch) drawTouch(this.root, this.bindings.keys, this);
+    else drawKeycaps(this.root, this.bindings.keys, (code) => keyName(this.bindings.of(code).key));
+    for (const code of this.held) this._light(code, true);
   }
 
   get held() {
@@ -44,7 +56,6 @@ export class Keys {
 
   /** @param {string} code @param {string|number} who */
   hold(code, who) {
-    if (!this.caps.has(code)) return;
     const holders = this.holders.get(code);
     if (holders) {
       holders.add(who);
@@ -76,9 +87,14 @@ export class Keys {
     this.release(code, who);
   }
 
-  /** Everything that one holder holds. @param {string} who */
-  releaseOf(who) {
-    for (const code of this.held) this.release(code, who);
+  /** Whatever is bound to a key or a button. @param {string} input */
+  press(input) {
+    for (const code of this.bindings.codesOf(input)) this.hold(code, input);
+  }
+
+  /** @param {string} input */
+  lift(input) {
+    for (const code of this.held) this.release(code, input);
   }
 
   releaseAll() {
@@ -90,32 +106,57 @@ export class Keys {
 
   /** @param {string} code @param {boolean} isHeld */
   _changed(code, isHeld) {
-    this.caps.get(code)?.classList.toggle("held", isHeld);
+    this._light(code, isHeld);
     this.onChange(this.held);
+  }
+
+  /** @param {string} code @param {boolean} isHeld */
+  _light(code, isHeld) {
+    for (const cap of this.root.querySelectorAll(`[data-code="${code}"]`)) cap.classList.toggle("held", isHeld);
+  }
+
+  /** Whether an input does something in this world. @param {string} input */
+  isBound(input) {
+    return this.bindings.codesOf(input).length > 0;
   }
 
   /** Ctrl, Alt and Meta are the browser's, unless they are keys of this world. @param {KeyboardEvent} event */
   isShortcut(event) {
-    const isOwn = (/** @type {string} */ name) => this.caps.has(`${name}Left`) || this.caps.has(`${name}Right`);
+    const isOwn = (/** @type {string} */ name) => this.isBound(`${name}Left`) || this.isBound(`${name}Right`);
     return (event.ctrlKey && !isOwn("Control")) || (event.altKey && !isOwn("Alt")) || (event.metaKey && !isOwn("Meta"));
   }
 
   _listen() {
     addEventListener("keydown", (event) => {
-      if (!this.caps.has(event.code) || this.isShortcut(event) || isForControl(event.target, event.code)) return;
+      if (!this.isBound(event.code) || this.isShortcut(event) || isForControl(event.target, event.code)) return;
       event.preventDefault();
-      this.hold(event.code, "keyboard");
+      this.press(event.code);
     });
-    addEventListener("keyup", (event) => this.release(event.code, "keyboard"));
+    addEventListener("keyup", (event) => this.lift(event.code));
     addEventListener("blur", () => this.releaseAll());
     // Ctrl is a key of some worlds, and with W it closes the page: that has to be asked first.
-    addEventListener("beforeunload", (event) => this.held.some((code) => code.startsWith("Control")) && event.preventDefault());
+    addEventListener("beforeunload", (event) => this._isHolding("Control") && event.preventDefault());
     this.root.addEventListener("contextmenu", (event) => event.preventDefault());
     this.root.addEventListener("pointerdown", (event) => this._point(event));
     this.root.addEventListener("pointermove", (event) => event.buttons && this._point(event));
     for (const end of ["pointerup", "pointercancel"]) {
-      addEventListener(end, (event) => this._lift(/** @type {PointerEvent} */ (event).pointerId, null));
+      addEventListener(end, (event) => {
+        this._lift(/** @type {PointerEvent} */ (event).pointerId, null);
+        this._meet(/** @type {PointerEvent} */ (event));
+      });
     }
+  }
+
+  /** @param {string} start of an input's name */
+  _isHolding(start) {
+    return [...this.holders.values()].some((holders) => [...holders].some((who) => String(who).startsWith(start)));
+  }
+
+  /** Thumbs get other keys than hands: known by the first touch, where the device did not say so before. @param {PointerEvent} event */
+  _meet({ pointerType }) {
+    if (this.isTouch || pointerType !== "touch" || !this.bindings.keys.length) return;
+    this.isTouch = true;
+    this._draw();
   }
 
   /** A finger may slide from key to key. @param {PointerEvent} event */

@@ -1,19 +1,17 @@
 /** Looking around: the mouse while the picture has captured it, with its buttons as keys; a finger that drags the picture. */
 
 import { MAX_MOUSE } from "./protocol.js";
+import { keep, recall } from "./store.js";
 
-const STORE = "wm.look";
+const STORE = "look";
+const BUTTONS = [0, 1, 2, 3, 4];
 const SPEEDS = { least: 0.25, most: 4 };
 const within = (/** @type {number} */ value, /** @type {number} */ least, /** @type {number} */ most) => Math.min(most, Math.max(least, value));
 
-/** What the player set last time, on this machine; a browser may keep nothing, or something else. */
+/** What the player set last time. */
 function remembered() {
-  try {
-    const { speed, isInverted } = JSON.parse(localStorage.getItem(STORE) ?? "{}") ?? {};
-    return { speed: within(Number(speed) || 1, SPEEDS.least, SPEEDS.most), isInverted: isInverted === true };
-  } catch {
-    return { speed: 1, isInverted: false };
-  }
+  const { speed, isInverted } = Object(recall(STORE));
+  return { speed: within(Number(speed) || 1, SPEEDS.least, SPEEDS.most), isInverted: isInverted === true };
 }
 
 /** `onMove` hears, once a frame of the screen, how far the mouse was moved: right and down, in heights of the picture. */
@@ -72,19 +70,20 @@ export class Look {
   /** @param {{speed?: number, isInverted?: boolean}} changed */
   set(changed) {
     this.settings = { ...this.settings, ...changed };
-    try {
-      localStorage.setItem(STORE, JSON.stringify(this.settings));
-    } catch {
-      // Kept until the page is left, then.
-    }
+    keep(STORE, this.settings);
   }
 
   /** @param {number} right @param {number} down in pixels of the page */
   _add(right, down) {
+    const height = Math.max(1, this.canvas.clientHeight);
+    this.turn(right / height, down / height);
+  }
+
+  /** By whatever hand: mouse, finger, pad. @param {number} right @param {number} down in heights of the picture */
+  turn(right, down) {
     const { speed, isInverted } = this.settings;
-    const scale = speed / Math.max(1, this.canvas.clientHeight);
-    this.x += scale * right;
-    this.y += (isInverted ? -scale : scale) * down;
+    this.x += speed * right;
+    this.y += (isInverted ? -speed : speed) * down;
     this.awaited ||= requestAnimationFrame((now) => this._tell(now));
   }
 
@@ -112,14 +111,14 @@ export class Look {
     this.canvas.addEventListener("mousedown", (event) => {
       if (!this.isOn) return;
       event.preventDefault();
-      if (this.isCaptured) this.keys.hold(`Mouse${event.button}`, "mouse");
+      if (this.isCaptured) this.keys.press(`Mouse${event.button}`);
       else if (this.canLock && event.button === 0) this._capture();
     });
-    addEventListener("mouseup", (event) => this.keys.release(`Mouse${event.button}`, "mouse"));
+    addEventListener("mouseup", (event) => this.keys.lift(`Mouse${event.button}`));
     addEventListener("mousemove", (event) => this.isCaptured && this._add(event.movementX, event.movementY));
     document.addEventListener("pointerlockchange", () => {
       this.canvas.parentElement?.classList.toggle("captured", this.isCaptured);
-      if (!this.isCaptured) this.keys.releaseOf("mouse");
+      if (!this.isCaptured) for (const button of BUTTONS) this.keys.lift(`Mouse${button}`);
     });
   }
 

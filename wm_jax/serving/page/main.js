@@ -1,33 +1,58 @@
-/** The page: joins player, keys, mouse, pictures and hud. */
+/** The page: joins player, keys, mouse, pads, what sessions start from, what is saved, and hud. */
 
-import { at, drawGaps, drawNumbers, fit, notice, overlay, seats, state } from "./hud.js";
+import { Bindings } from "./bindings.js";
+import { Controls } from "./controls.js";
+import { Gamepads } from "./gamepad.js";
+import { Graph } from "./graph.js";
+import { at, drawNumbers, fit, notice, overlay, seats, state } from "./hud.js";
 import { hotbar } from "./keycaps.js";
 import { Keys } from "./keys.js";
 import { Look } from "./look.js";
-import { firstFrame, takePictures } from "./picture.js";
+import { Opening } from "./opening.js";
 import { Player, Refused } from "./player.js";
-import { ERROR } from "./protocol.js";
+import { CLOSE, ERROR } from "./protocol.js";
+import { Saving } from "./saving.js";
+import { makeScreen } from "./screen.js";
+import { keep, recall } from "./store.js";
 import { Timeline } from "./timeline.js";
 import { Wheel } from "./wheel.js";
 
 /** A world with more keys than these has them in a broad row below the picture. */
 const FEW_KEYS = 8;
+const SHORTCUTS = [
+  { id: "pause", code: "KeyP", text: "pause" },
+  { id: "reset", code: "KeyR", text: "start anew with this seed" },
+  { id: "graph-button", code: "KeyG", text: "the time of every frame" },
+];
 
-const canvas = /** @type {HTMLCanvasElement} */ (at("view"));
-const [seedBox, fileBox, speedBox, invertBox] = ["seed", "file", "speed", "invert"].map((id) => /** @type {HTMLInputElement} */ (at(id)));
-const player = new Player(canvas);
-const keys = new Keys(at("keys"), (held) => {
+const screen = await makeScreen(/** @type {HTMLCanvasElement} */ (at("view")));
+const [seedBox, speedBox, invertBox] = ["seed", "speed", "invert"].map((id) => /** @type {HTMLInputElement} */ (at(id)));
+const codecBox = /** @type {HTMLSelectElement} */ (at("codec"));
+const player = new Player(screen);
+const bindings = new Bindings();
+const keys = new Keys(at("keys"), bindings, (held) => {
   wheel.hear(held);
   player.press(held, look.take());
 });
-const look = new Look(canvas, keys, (mouse) => player.look(keys.held, mouse));
+const look = new Look(screen.canvas, keys, (mouse) => player.look(keys.held, mouse));
 const wheel = new Wheel(at("screen"), keys);
 const timeline = new Timeline(at("timeline"), (frame) => player.seek(frame));
+const controls = new Controls(/** @type {HTMLDialogElement} */ (at("controls")), bindings);
+const graph = new Graph(at("graph"), at("graph-button"));
+const saving = new Saving(player);
+const opening = new Opening(player, () => {
+  player.source = "dream";
+  showPaused(false);
+  open();
+});
+new Gamepads(keys, look, (input) => controls.hear(input), (count) => {
+  at("pads").hidden = !count;
+});
+/** @type {Record<string, string>} */
+const CODECS = { "": "as the server likes", jpeg: "JPEG", png: "PNG, without loss", raw: "raw", h264: "H.264 video" };
 /** @type {string[]} */ const problems = [];
 let isPaused = false;
 let wasHidden = false;
-/** How many were given; only the newest one counts. */
-let pictures = 0;
 /** @type {number|undefined} */ let retry;
 
 /** @template T @param {string} name @param {(detail: any) => void} act */
@@ -65,40 +90,31 @@ function showPaused(wanted) {
 
 /** What the world listens to. @param {any} session */
 function showControls(session) {
-  keys.show(session.keys, session.fps);
+  bindings.show(session.model, session.keys);
+  keys.show(session.fps);
   wheel.show(hotbar(session.keys));
   look.show(session.capabilities.mouse, session.capabilities.messages_per_s);
   document.querySelector("main")?.classList.toggle("broad", session.keys.length > FEW_KEYS);
   at("look").hidden = at("hint").hidden = !session.capabilities.mouse;
-  at("pause").title = keys.caps.has("KeyP") ? "pause" : "pause (P)";
-  at("reset").title = "start anew with this seed" + (keys.caps.has("KeyR") ? "" : " (R)");
+  showShortcuts();
 }
 
-/** New sessions start from this picture; null: from the world's own. @param {string|null} image */
-function startFrom(image) {
-  showImage(image);
-  player.source = "dream";
-  showPaused(false);
-  open();
+/** A key of the world is no shortcut of the page. */
+function showShortcuts() {
+  for (const { id, code, text } of SHORTCUTS) at(id).title = text + (keys.isBound(code) ? "" : ` (${code.slice(3)})`);
 }
 
-/** @param {string|null} image */
-function showImage(image) {
-  player.image = image;
-  at("own").hidden = !image;
-  if (image) /** @type {HTMLImageElement} */ (at("thumb")).src = image;
+/** How frames may travel: what server and browser both know. @param {string[]} codecs */
+function showCodecs(codecs) {
+  const known = codecs.filter((codec) => codec !== "h264" || "VideoDecoder" in window);
+  codecBox.replaceChildren(...["", ...known].map((codec) => new Option(CODECS[codec] ?? codec, codec)));
+  codecBox.value = player.codec ?? "";
 }
 
-/** @param {File} file */
-async function startFromFile(file) {
-  const { width, height } = player.session;
-  const number = ++pictures;
-  try {
-    const image = await firstFrame(file, width, height);
-    if (number === pictures) startFrom(image);
-  } catch {
-    notice(`${file.name || "This"} is no picture that the browser can read.`);
-  }
+/** @param {string|null} codec of new sessions; null: as the server likes */
+function chooseCodec(codec) {
+  player.codec = codec;
+  keep("codec", codec);
 }
 
 function showLook() {
@@ -114,7 +130,7 @@ function showSource(source) {
   at("badge").classList.toggle("real", source === "real");
   timeline.slider.disabled = source === "real"; // a game cannot go back
   for (const button of at("switch").querySelectorAll("button")) {
-    button.setAttribute("aria-checked", String(button.dataset.source === source));
+    button.setAttribute("aria-pressed", String(button.dataset.source === source));
   }
 }
 
@@ -122,6 +138,7 @@ async function refreshSeats() {
   try {
     const { models } = await (await fetch("/v1/models")).json();
     seats(models[0].limits);
+    opening.showScenes(models[0].prompts);
   } catch {
     at("seats").replaceChildren();
   }
@@ -134,11 +151,12 @@ when("created", (session) => {
   at("image").hidden = !session.capabilities.image;
   at("switch").hidden = session.capabilities.sources.length < 2;
   timeline.show(session.capabilities, session.fps);
+  document.body.classList.toggle("watching", session.isWatched);
   at("fork").hidden = !session.capabilities.fork;
   showSource(session.source);
-  canvas.width = session.width;
-  canvas.height = session.height;
-  fit(canvas);
+  showCodecs(session.capabilities.codecs);
+  [screen.width, screen.height] = [session.width, session.height];
+  fit(screen);
   if (isPaused) player.control("pause");
   refreshSeats();
 });
@@ -147,7 +165,7 @@ when("status", ({ status, stage, progress }) => {
   if (status !== "running") look.free();
   if (status === "running") {
     overlay(null);
-    state("good", "playing");
+    state("good", player.session?.isWatched ? "watching" : "playing");
   } else if (status === "paused") {
     overlay({ title: "Paused", text: "The world waits.", button: "Resume" });
     state("", "paused");
@@ -176,15 +194,16 @@ when("lost", ({ attempt }) => {
 when("session.go_away", ({ reason }) => state("", reason));
 when("ended", (code) => {
   look.free();
-  overlay({ title: "Session ended", text: code === 4408 ? "You were away for a while." : "It went on elsewhere.", button: "Play" });
+  const texts = { [CLOSE.IDLE]: "You were away for a while.", [CLOSE.TAKEN_OVER]: "It went on elsewhere." };
+  overlay({ title: "Session ended", text: texts[code] ?? "Its player has left, or the server let it go.", button: "Play" });
   state("", "ended");
 });
 when("problem", ({ code, message }) => problems.push(`${code}: ${message}`));
-when("size", () => fit(canvas));
+when("size", () => fit(screen));
 
 when("refused", (/** @type {Refused} */ refused) => {
   if (refused.status === 401) {
-    overlay({ title: "This server is private", text: "It wants the secret it was started with.", asksSecret: true });
+    overlay({ title: "This server is private", text: player.secret ? refused.message : "It wants the secret it was started with.", asksSecret: true });
     state("bad", "locked");
   } else if (refused.status === 503) {
     const seconds = Math.max(2, Math.round(refused.retryMs / 1000));
@@ -193,7 +212,8 @@ when("refused", (/** @type {Refused} */ refused) => {
     retry = setTimeout(open, 1000 * seconds);
     refreshSeats();
   } else {
-    if (refused.code === ERROR.WRONG_IMAGE || refused.code === ERROR.TOO_LARGE) showImage(null);
+    if (refused.code === ERROR.WRONG_IMAGE || refused.code === ERROR.TOO_LARGE) opening.forget();
+    chooseCodec(null); // another server of this address may have known more
     overlay({ title: "The server said no", text: refused.message, button: "Try again" });
     state("bad", "refused");
   }
@@ -222,23 +242,36 @@ for (const button of at("switch").querySelectorAll("button")) {
   });
 }
 addEventListener("keydown", (event) => {
-  if (event.target instanceof HTMLInputElement || event.repeat || event.ctrlKey || event.metaKey || keys.caps.has(event.code)) return;
+  if (event.target instanceof HTMLInputElement || event.repeat || event.ctrlKey || event.metaKey || keys.isBound(event.code)) return;
+  if (document.querySelector("dialog[open]")) return;
+  if (event.code === "KeyG") graph.toggle();
+  if (player.session?.isWatched) return;
   if (event.code === "KeyP") setPaused(!isPaused);
   if (event.code === "KeyR") reset();
+});
+// A button that was clicked does not keep the space bar from the world; one that was reached by Tab does.
+addEventListener("click", ({ detail, target }) => {
+  const button = target instanceof Element ? target.closest("button") : null;
+  if (detail && button && !button.closest("dialog")) button.blur();
+});
+at("controls-button").addEventListener("click", () => {
+  look.free();
+  keys.releaseAll();
+  controls.open();
+});
+bindings.addEventListener("change", () => {
+  keys.show();
+  showShortcuts();
+});
+codecBox.addEventListener("change", () => {
+  chooseCodec(codecBox.value || null);
+  open();
 });
 speedBox.addEventListener("input", () => {
   look.set({ speed: Number(speedBox.value) });
   showLook();
 });
 invertBox.addEventListener("change", () => look.set({ isInverted: invertBox.checked }));
-at("choose").addEventListener("click", () => fileBox.click());
-at("forget").addEventListener("click", () => startFrom(null));
-takePictures({
-  isWanted: () => player.session?.capabilities.image === true,
-  onHover: (isOver) => at("drop").classList.toggle("shown", isOver),
-  onPicture: startFromFile,
-  input: fileBox,
-});
 at("fork").addEventListener("click", async () => {
   const tab = window.open("", "_blank"); // at once: later it would be taken for an advertisement
   try {
@@ -249,7 +282,8 @@ at("fork").addEventListener("click", async () => {
     notice(error instanceof Error ? error.message : "This session could not be copied.");
   }
 });
-addEventListener("resize", () => fit(canvas));
+addEventListener("resize", () => fit(screen));
+addEventListener("hashchange", () => /^#(join|token)=/.test(location.hash) && open());
 addEventListener("pagehide", () => player.leave());
 addEventListener("pageshow", (event) => event.persisted && open());
 document.addEventListener("visibilitychange", () => {
@@ -263,7 +297,8 @@ document.addEventListener("visibilitychange", () => {
 });
 setInterval(() => {
   drawNumbers(player);
-  drawGaps(player.shownAt, player.session?.fps ?? 30);
+  graph.draw(player.trace, player.session?.fps ?? 30);
+  saving.show();
   timeline.follow(player.frameId);
 }, 250);
 setInterval(() => !document.hidden && refreshSeats(), 10000);
@@ -285,10 +320,12 @@ Object.defineProperty(window, "__wm", {
     get state() { return at("state").textContent; },
     get problems() { return problems; },
     get player() { return player; },
+    get decodes() { return screen.worker ? "worker" : "page"; },
     loseConnection: () => player.socket?.close(4000),
   },
 });
 
 showLook();
-fit(canvas);
+fit(screen);
+player.codec = recall("codec");
 open();

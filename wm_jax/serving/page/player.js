@@ -1,17 +1,25 @@
-/** One session: opens it, keeps its socket alive, draws its frames, measures key to pixel on this machine's own clock. */
+/** One session: opens it, keeps its socket alive, hands its frames on, measures key to pixel on this machine's own clock. */
 
-import { AUTH_PREFIX, CLOSE, SUBPROTOCOL, unpackFrames } from "./protocol.js";
+import { AUTH_PREFIX, CLOSE, SUBPROTOCOL } from "./protocol.js";
+import { Trace, quantile } from "./trace.js";
 
 const PING_MS = 4000;
 const RETRY_MS = [300, 700, 1500, 3000, 5000];
-const SAMPLES = 240;
 /** A page that vanishes without a word keeps its slot this long. */
 const LINGER_S = 15;
+/** The page's own: what comes cannot be decoded. */
+const CLOSE_BROKEN = 4001;
+/** Whoever only watches has no other word in the matter. */
+const FOR_SPECTATORS = ["ping", "pong", "frame.ack"];
 /** @type {number[]} After these there is no session left to end. */
 const GONE = [CLOSE.NORMAL, CLOSE.GO_AWAY, CLOSE.UNKNOWN_SESSION, CLOSE.IDLE, CLOSE.TAKEN_OVER];
 
-/** @param {number[]} sorted @param {number} share */
-const quantile = (sorted, share) => (sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : null);
+/** What the page's address carries behind `#`, once: a session to join, or a token to open sessions with. */
+function takeFragment() {
+  const [, kind, value] = /^#(join|token)=([\w.~+/=-]+)$/.exec(location.hash) ?? [];
+  if (kind) history.replaceState(null, "", location.pathname + location.search);
+  return kind ? { kind, value } : null;
+}
 
 /** A REST refusal, in the server's words. */
 export class Refused extends Error {
@@ -26,30 +34,36 @@ export class Refused extends Error {
 
 /** Events: `created`, `status`, `frame`, `problem` (an error message), `lost`, `refused` (a Refused), `ended`. */
 export class Player extends EventTarget {
-  /** @param {HTMLCanvasElement} canvas */
-  constructor(canvas) {
+  /** @param {import("./screen.js").Screen} screen */
+  constructor(screen) {
     super();
-    this.canvas = canvas;
-    this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
+    this.screen = screen;
+    screen.onShown = (shown) => this._shown(shown);
+    /** What may open sessions: the server's secret, or a token for that. */
     this.secret = "";
+    /** @type {string|null} how frames are to travel; null: as the server likes */
+    this.codec = null;
     /** @type {any} */ this.session = null;
     /** @type {any} */ this.ticket = null;
     this.seed = 0;
     this.source = "dream";
     /** @type {string|null} the first frame of new sessions, as a data URL; null: one of the world's own */
     this.image = null;
+    /** @type {number|null} the scene of new sessions that have no image; null: the seed chooses */
+    this.scene = null;
     /** @type {number[]} how far the mouse was moved, all in all */
     this.moved = [0, 0];
     this.frames = 0;
     this.frameId = -1;
     this.dropped = 0;
     this.stepMs = 0;
-    /** @type {number[]} */ this.shownAt = [];
-    /** @type {number[]} */ this.latencies = [];
+    this.trace = new Trace();
     /** @type {Map<number, number>} */ this.pressed = new Map();
     this.eventId = 0;
     this.attempt = 0;
     this.epoch = 0;
+    /** Counts connections: what comes late from an old one is not of this one. */
+    this.stream = 0;
     /** @type {Promise<unknown>} */ this.leaving = Promise.resolve();
     /** @type {WebSocket|null} */ this.socket = null;
     setInterval(() => this.send({ type: "ping", client_ts: performance.now() }), PING_MS);
@@ -59,19 +73,24 @@ export class Player extends EventTarget {
   async open() {
     const epoch = ++this.epoch;
     this.socket?.close(CLOSE.NORMAL);
+    const left = this.leave();
     this.session = null;
-    await this.leave();
+    await left;
     if (epoch !== this.epoch) return;
-    const join = /^#join=([\w-]+)\.([\w-]+)$/.exec(location.hash);
-    if (join) {
-      history.replaceState(null, "", location.pathname);
-      this.ticket = { session_id: join[1], token: join[2] };
-      await this._resume(join[1], join[2], epoch);
+    const fragment = takeFragment();
+    if (fragment?.kind === "join") {
+      const [id, ...rest] = fragment.value.split(".");
+      const token = rest.join(".");
+      this.ticket = { session_id: id, token };
+      await this._resume(id, token, epoch);
       return;
     }
+    if (fragment) this.secret = fragment.value;
     try {
-      const init = { seed: this.seed, ...(this.image && { image: this.image }) };
-      const ticket = await this._post("/v1/sessions", { source: this.source, init, linger_s: LINGER_S });
+      const first = this.image ? { image: this.image } : this.scene === null ? {} : { prompt: this.scene };
+      const init = { seed: this.seed, ...first };
+      const media = this.codec ? { codec: this.codec } : {};
+      const ticket = await this._post("/v1/sessions", { source: this.source, init, media, linger_s: LINGER_S });
       if (epoch !== this.epoch) {
         this.leaving = this._end(ticket);
         return;
@@ -87,13 +106,14 @@ export class Player extends EventTarget {
 
   /** Gives the slot back. */
   async leave() {
-    if (this.ticket) this.leaving = this._end(this.ticket);
+    if (this.ticket && !this.session?.isWatched) this.leaving = this._end(this.ticket);
     this.ticket = null;
     await this.leaving;
   }
 
-  /** @param {object} message */
+  /** @param {{type: string, [field: string]: unknown}} message */
   send(message) {
+    if (this.session?.isWatched && !FOR_SPECTATORS.includes(message.type)) return;
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
@@ -141,24 +161,32 @@ export class Player extends EventTarget {
   /** @param {"dream"|"real"} source */
   play(source) {
     this.source = source;
-    this.latencies = [];
+    this.trace.latencies = [];
     this.send({ type: "session.update", source, event_id: ++this.eventId });
   }
 
   get fps() {
-    const now = performance.now();
-    this.shownAt = this.shownAt.filter((at) => now - at < 2000);
-    return this.shownAt.length > 1 ? (1000 * (this.shownAt.length - 1)) / Math.max(now - this.shownAt[0], 1) : 0;
+    return this.trace.fps;
   }
 
   get latency() {
-    const sorted = [...this.latencies].sort((a, b) => a - b);
-    return { p50: quantile(sorted, 0.5), p95: quantile(sorted, 0.95), count: sorted.length };
+    const { latencies } = this.trace;
+    return { p50: quantile(latencies, 0.5), p95: quantile(latencies, 0.95), count: latencies.length };
+  }
+
+  /** What the server kept of this session: a file to replay, and the video. @returns {Promise<Blob>} */
+  async recording() {
+    const headers = { Authorization: `Bearer ${this.session.resumeToken}` };
+    const answer = await fetch(`/v1/sessions/${this.session.id}/recording`, { headers });
+    if (!answer.ok) throw new Refused(answer.status, await answer.json(), 0);
+    return answer.blob();
   }
 
   /** Comes back to a session, wherever it is now: of many servers another one may have taken it up.
    * @param {string} id @param {string} token @param {number} epoch */
   async _resume(id, token, epoch) {
+    // A spectator's token is good for every connection, and needs no other.
+    if (token.includes(".")) return this._connect({ session_id: id, token, ws_url: location.href }, epoch);
     try {
       const ticket = await this._post(`/v1/sessions/${id}/resume`, {}, token);
       if (epoch !== this.epoch) return;
@@ -179,17 +207,19 @@ export class Player extends EventTarget {
     const socket = new WebSocket(url, [SUBPROTOCOL, AUTH_PREFIX + token]);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
-    let last = Promise.resolve();
+    const stream = ++this.stream;
+    this.trace.interrupt();
     socket.onmessage = ({ data }) => {
       if (epoch !== this.epoch) return;
       if (typeof data === "string") this._hear(JSON.parse(data));
-      else last = last.then(() => this._show(data, socket));
+      else this.screen.take(data, stream);
     };
     socket.onclose = ({ code }) => {
       if (epoch !== this.epoch) return;
       const isAsleep = code === CLOSE.GO_AWAY && this.session?.isAsleep;
       if (GONE.includes(code) && !isAsleep) this.ticket = null;
-      if (code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
+      const isOver = this.session?.isWatched && GONE.includes(code);
+      if (isOver || code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
       else if (isAsleep || (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL)) {
         this._retry(epoch, () => this._resume(this.session.id, this.session.resumeToken, epoch));
       } else this._retry(epoch, () => this.open());
@@ -201,51 +231,55 @@ export class Player extends EventTarget {
     if (message.type === "session.created") {
       this.attempt = 0;
       this.pressed.clear();
-      this.session = { ...message.session, capabilities: message.capabilities, resumeToken: message.resume_token };
+      const resumeToken = message.resume_token ?? this.ticket.token;
+      this.ticket.token = resumeToken;
+      const isWatched = message.role === "spectator";
+      this.session = { ...message.session, capabilities: message.capabilities, resumeToken, isWatched };
       this._tell("created", this.session);
     } else if (message.type === "ping") {
       this.send({ type: "pong", event_id: message.event_id, client_ts: message.client_ts });
     } else if (message.type === "error") this._tell("problem", message);
     else if (message.type === "session.ended") this.session.isAsleep = message.resumable;
-    else this._tell(message.type, message);
+    else {
+      if (message.type === "status") this.trace.interrupt();
+      this._tell(message.type, message);
+    }
   }
 
-  /** Draws one message of frames, then gives its credit back. @param {ArrayBuffer} data @param {WebSocket} socket */
-  async _show(data, socket) {
-    const { header, payloads } = unpackFrames(data);
-    const images = await Promise.all(payloads.map((bytes) => createImageBitmap(new Blob([bytes], { type: `image/${header.codec}` }))));
-    for (const image of images) {
-      if (this.canvas.width !== image.width || this.canvas.height !== image.height) {
-        this.canvas.width = image.width;
-        this.canvas.height = image.height;
-        this._tell("size", header);
-      }
-      this.context.drawImage(image, 0, 0);
-      image.close();
+  /** A message of frames was shown: its credit goes back. @param {import("./decode.js").Shown} shown */
+  _shown({ stream, header, at, skipped, problem, isLost, pixels }) {
+    if (stream !== this.stream) return;
+    const shownAt = at - performance.timeOrigin;
+    this.send({ type: "frame.ack", seq: header.seq, render_ts: shownAt });
+    if (problem) {
+      this._tell("problem", { code: "undecodable", message: problem });
+      // A new connection begins with a whole frame.
+      if (isLost) this.socket?.close(CLOSE_BROKEN);
+      return;
     }
-    const now = performance.now();
-    if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "frame.ack", seq: header.seq, render_ts: now }));
     this.frames += header.n;
     this.frameId = header.frame_id + header.n - 1;
-    this.dropped = header.dropped;
-    this.stepMs = header.t.step;
-    this.shownAt.push(now);
-    this._measure(header, now);
-    this._tell("frame", header);
+    this.dropped = (header.dropped ?? 0) + skipped;
+    this.stepMs = header.t?.step ?? 0;
+    if (this.screen.width !== header.w || this.screen.height !== header.h) {
+      [this.screen.width, this.screen.height] = [header.w, header.h];
+      this._tell("size", header);
+    }
+    this.trace.add(shownAt, this._latency(header, shownAt));
+    this._tell("frame", { ...header, pixels });
   }
 
   /** The first frame that obeys an event ends that event's way. @param {any} header @param {number} now */
-  _measure(header, now) {
+  _latency(header, now) {
     const pressedAt = this.pressed.get(header.last_event_id);
-    if (pressedAt === undefined) return;
+    if (pressedAt === undefined) return null;
     for (const id of this.pressed.keys()) if (id <= header.last_event_id) this.pressed.delete(id);
-    this.latencies.push(now - pressedAt);
-    if (this.latencies.length > SAMPLES) this.latencies.shift();
+    return now - pressedAt;
   }
 
   /** @param {{session_id: string, token: string}} ticket */
   _end({ session_id: id, token }) {
-    const headers = { Authorization: `Bearer ${this.secret || token}` };
+    const headers = { Authorization: `Bearer ${token}` };
     return fetch(`/v1/sessions/${id}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
   }
 
