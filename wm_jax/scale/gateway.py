@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 CONNECT_S = 2.0
 ANSWER_S = 60.0
 FULL = 503
-HANDED_ON = ("authorization", "content-type", "accept", "if-match")
-"""Of a request's headers. Not its origin, which was judged here."""
-OWN = ("connection", "content-length", "date", "keep-alive", "server", "transfer-encoding")
-"""Of an answer's headers, those that are between the replica and this process."""
+HANDED_ON = ("authorization", "content-type", "accept", "if-match", "origin", "traceparent", "x-request-id")
+"""Of a request's headers: a token may be good for some pages only, and logs name requests as the client does."""
+OWN = ("access-control-", "connection", "content-length", "date", "keep-alive", "server", "transfer-encoding")
+"""How headers of an answer begin that are between the replica and this process, which tells the player its own."""
 
 Ask = Callable[..., Awaitable[Any]]
 """Asks the directory: the name of its method, then the arguments."""
@@ -197,7 +197,7 @@ class Gateway:
             return None
         if status in (200, 201) and path.startswith("/v1/sessions"):
             content = await self._seated(address, request, content)
-        kept = {name: value for name, value in found.items() if name.lower() not in OWN}
+        kept = {name: value for name, value in found.items() if not name.lower().startswith(OWN)}
         return Response(content, status, kept)
 
     async def _seated(self, address: Address, request: Request, content: bytes) -> bytes:
