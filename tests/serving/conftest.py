@@ -212,6 +212,13 @@ def oasis_server(small_oasis: tuple[OasisWorld, Params]) -> Iterator[Server]:
         yield served
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline, "waited for 20 s"
+        time.sleep(0.01)
+
+
 def wait_until_ready(url: str, http: httpx.Client, timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

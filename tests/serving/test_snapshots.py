@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 import wm_jax as wm
-from tests.serving.conftest import Talk, closing_code, serving, tiny_prompts
+from tests.serving.conftest import Talk, closing_code, serving, tiny_prompts, wait_until
 from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.history import Memory
 from wm_jax.serving.protocol import Refusal
@@ -291,13 +290,6 @@ def test_a_server_without_a_folder_keeps_none(server, talk):
     assert "--snapshots" in talk.wait_for("error", event_id="keep")["message"]
     refused = server.http.post(f"{server.url}/v1/sessions", json={"init": {"snapshot": "snap_" + "a" * 24}})
     assert refused.json()["code"] == "unsupported"
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline, "waited for 20 s"
-        time.sleep(0.01)
 
 
 class Killable:
