@@ -140,5 +140,5 @@ def test_settings_that_are_none_are_refused(monkeypatch):
 
 def test_without_ray_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ScaleError, match=r"pip install 'wm_jax\[scale\]'"):
+    with pytest.raises(ScaleError, match=r"pip install -e '\.\[scale\]'"):
         cluster.require_ray()
