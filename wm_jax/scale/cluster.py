@@ -120,6 +120,7 @@ def application(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> Any:
                 text = "the directory of sessions is being started again"
                 raise Refusal(ErrorCode.FULL, text, retry_after_ms=1_000) from None
 
+        log.info("gateway begins", extra={"replicas": scale.replicas})
         return make_gateway(server, ask, scale)
 
     replica_config(server, scale)  # refuses here, not in a replica that would be started again and again
