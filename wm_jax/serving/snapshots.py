@@ -36,6 +36,9 @@ OWNER = f"{socket.gethostname().replace('.', '-')}.{os.getpid()}"
 """In the names of half-written files: of all servers that share a folder, the one that writes."""
 
 NAME = re.compile(r"[A-Za-z0-9_-]{16,64}")
+PREFIX = "snap_"
+"""Of the names of snapshots that were asked for; whoever knows one may start from it."""
+
 ABANDONED_S = 600.0
 """Age at which a half-written file is nobody's: no save takes that long, and other servers may be writing now."""
 
@@ -200,16 +203,17 @@ class SnapshotStore:
         newest: dict[str, int] = {}
         for name, epoch in ours.values():
             newest[name] = max(epoch, newest.get(name, 0))
-        found: list[tuple[float, int, Path]] = []
+        found: list[tuple[bool, float, int, Path]] = []
         for path, (name, epoch) in ours.items():
             with contextlib.suppress(FileNotFoundError):  # another server, or a session that ended meanwhile
                 if epoch < newest[name]:
                     path.unlink(missing_ok=True)
                     continue
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
+                found.append((not name.startswith(PREFIX), status.st_mtime, status.st_size, path))
         room = 1e6 * self.max_mb
-        for saved_at, size, path in sorted(found, reverse=True):
+        # Who asks for snapshot after snapshot drives out snapshots, not the sessions of others.
+        for _, saved_at, size, path in sorted(found, reverse=True):
             room -= size
             if room < 0 or time.time() - saved_at > self.max_age_s:
                 with contextlib.suppress(OSError):
