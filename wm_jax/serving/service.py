@@ -70,7 +70,7 @@ class Service:
         self._returning = asyncio.Lock()  # two connections that come back to one session must find the same one
         self.has_webrtc = importlib.util.find_spec("aiortc") is not None
         if config.ice_servers and not self.has_webrtc:
-            raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install 'wm_jax[rtc]'")
+            raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install -e '.[rtc]'")
         offered_codecs()  # imports PyAV now, not while somebody plays
         engine = Engine(world, params, self.scenes, config.slots, artifact, config.ladder)
         arcade = Arcade(self.world.env, self._deliver)
