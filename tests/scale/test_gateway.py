@@ -404,7 +404,9 @@ def test_spectators_are_told_where_they_can_connect(cluster, pair):
             if "is_proxied" in settings:
                 with playing(ticket) as talk, playing(invited[-1]) as watcher:
                     assert watcher.wait_for("session.created")["role"] == "spectator"
-                    assert steps(talk, 2, 1) == [(head["frame_id"], data) for head, data in watcher.wait_for_frames(2)]
+                    frames = steps(talk, 2, 1)
+                    ((header, pixels),) = watcher.wait_for_frames(1)  # a slow one loses some
+                    assert (header["frame_id"], pixels) in frames
 
 
 def test_a_recording_may_take_long_and_be_long(cluster, pair, monkeypatch):
@@ -427,6 +429,25 @@ def test_a_recording_may_take_long_and_be_long(cluster, pair, monkeypatch):
         assert "events.jsonl" in zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
         assert cluster.http.get(f"{hurried}/v1/sessions/nobody/recording").json()["code"] == "unknown_session"
     assert not any(known.is_lost for known in cluster.tell("replicas"))
+
+
+def test_a_recording_that_nobody_waits_for_is_not_made(cluster, pair, monkeypatch):
+    ticket = cluster.create()
+    server = cluster.servers[cluster.owner(ticket["session_id"]) or ""]
+    asked, stopped = threading.Event(), threading.Event()
+
+    async def record(*_: Any) -> Path:
+        asked.set()
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            stopped.set()
+
+    monkeypatch.setattr(server.service, "record", record)
+    monkeypatch.setattr(gateway_module, "LOOK_S", 0.05)
+    with pytest.raises(httpx.ReadTimeout):
+        cluster.http.get(f"{cluster.url}/v1/sessions/{ticket['session_id']}/recording", timeout=0.3)
+    assert asked.wait(20) and stopped.wait(20)
 
 
 def test_one_that_is_slow_to_answer_is_not_lost(cluster, pair, monkeypatch):
