@@ -173,6 +173,18 @@ def test_rollouts_are_bounded_in_number_size_and_age(strict, monkeypatch):
     assert "--rollouts 0" in ask(strict, {"frames": 1}).json()["message"]
 
 
+def test_frames_that_are_promised_take_up_room(strict, monkeypatch):
+    monkeypatch.setattr(
+        strict.service.rollouts, "_config", dataclasses.replace(strict.service.rollouts._config, rollouts=3)
+    )
+    for _ in range(2):
+        strict.create()  # nothing runs
+    assert ask(strict, {"frames": 20}, lossless=True).status_code == 201
+    refused = ask(strict, {"frames": 20}, lossless=True)
+    assert (refused.status_code, refused.json()["param"]) == (503, "lossless") and "beside the 0.1 MB" in refused.text
+    assert ask(strict, {"frames": 20}).status_code == 201
+
+
 def test_rollouts_are_for_those_who_know_the_secret(server, monkeypatch):
     monkeypatch.setattr(server.service, "config", dataclasses.replace(server.service.config, auth="secret"))
     assert ask(server, {"frames": 1}).status_code == 401
