@@ -148,9 +148,9 @@ def pair(whole: Cluster) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def playing(ticket: dict[str, Any]) -> Iterator[Talk]:
+def playing(ticket: dict[str, Any], **options: Any) -> Iterator[Talk]:
     protocols = [Subprotocol("wm.v1"), Subprotocol("wm.auth." + ticket["token"])]
-    with connect_socket(ticket["ws_url"], subprotocols=protocols, compression=None) as socket:
+    with connect_socket(ticket["ws_url"], subprotocols=protocols, compression=None, **options) as socket:
         yield Talk(socket)
 
 
@@ -227,6 +227,29 @@ def test_one_who_is_cut_off_lets_its_sessions_go_and_another_takes_them_up(clust
     assert [path.name for path in cluster.folder.glob(f"{ticket['session_id']}*")] == [
         f"{ticket['session_id']}.1.safetensors"
     ]
+
+
+def test_what_cannot_be_written_is_not_let_go_until_it_can(cluster, pair, monkeypatch):
+    ticket = cluster.create()
+    owner = cluster.owner(ticket["session_id"])
+    tried: list[str] = []
+
+    def fails(name: str, *_: Any) -> int:
+        tried.append(name)
+        raise OSError("the disk is full")
+
+    with playing(ticket) as talk, monkeypatch.context() as broken:
+        broken.setattr(cluster.servers[owner].service.keeper._store, "save", fails)
+        steps(talk, 3, 1)
+        cluster.cut_off.add(owner)
+        wait_until(lambda: len(tried) >= 2)
+        assert [frame for frame, _ in steps(talk, 3, 2)] == [3, 4, 5], "it plays on between two attempts"
+        broken.undo()
+        with pytest.raises(ConnectionClosed):
+            talk.wait_for("nothing")
+        last = talk.messages[-1]
+        assert (last["type"], last["resumable"], last["frames"]) == ("session.ended", True, 6)
+    assert set(tried) == {ticket["session_id"]}
 
 
 def test_of_two_owners_the_older_one_stops_and_writes_nothing(cluster, pair):
@@ -497,6 +520,30 @@ def test_through_one_port_a_player_sees_the_same_frames_and_close_codes(cluster,
         origin: Any = "https://evil.example"
         with connect_socket(ticket["ws_url"], subprotocols=protocols, origin=origin) as socket:
             assert Talk(socket).wait_for("error")["code"] == "forbidden_origin"
+
+
+def test_through_one_port_a_token_works_from_its_page(cluster, pair):
+    server, page = cluster.servers[pair[0]], {"Origin": cluster.url}
+    token = server.http.post(f"{server.url}/v1/tokens", json={"origins": [cluster.url]}).json()["token"]
+    shown = {**page, "Authorization": f"Bearer {token}"}
+    ticket = server.http.post(f"{server.url}/v1/sessions", json=STEPPED, headers=shown).json()
+    wait_until(lambda: cluster.owner(ticket["session_id"]) is not None)
+    with gateway(cluster, is_proxied=True, allow_origins=(cluster.url,)) as proxied:
+        address = ticket["ws_url"].replace(server.url[7:], proxied[7:])
+        with playing({**ticket, "ws_url": address}) as talk:
+            assert talk.wait_for("error")["code"] == "forbidden_origin"
+        with playing({**ticket, "ws_url": address}, additional_headers=page) as talk:
+            assert talk.wait_for("session.created")["session"]["id"] == ticket["session_id"]
+
+
+def test_one_that_takes_no_socket_is_as_good_as_gone(cluster, pair):
+    beat = cluster.tell("replicas")[0].beat
+    cluster.tell("beat", dataclasses.replace(beat, replica="odd", url=cluster.url, epochs={"strange": 1}))
+    with gateway(cluster, is_proxied=True) as proxied:
+        address = f"{proxied.replace('http', 'ws')}/v1/sessions/strange/ws"
+        with playing({"ws_url": address, "token": "any"}) as talk:
+            assert talk.wait_for("error")["code"] == "unknown_session"
+    cluster.tell("leave", "odd")
 
 
 def test_where_no_server_is_the_gateway_says_so(tmp_path):

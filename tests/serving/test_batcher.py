@@ -157,3 +157,32 @@ def test_a_long_step_goes_on_when_a_late_reader_comes():
                 return [cast(Sending, await session.outbox.next()).header.frame_id for _ in range(FRAMES)]
 
     assert asyncio.run(play()) == list(range(FRAMES))
+
+
+class DeafConnection:
+    """Never closes."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def tell(self, message) -> None:
+        pass
+
+    def finish(self, message, code) -> None:
+        pass
+
+
+def test_a_connection_that_never_closes_does_not_keep_the_server(monkeypatch, caplog):
+    monkeypatch.setattr("wm_jax.serving.lobby.CLOSING_S", 0.05)
+
+    async def drain() -> None:
+        batcher = Batcher(StillEngine(), Arcade("none", lambda _: None), 30.0, lambda _: None)
+        lobby = Lobby(ServeConfig(slots=1, history=0, drain_s=0.1), KEYS, 30.0, batcher, memory_bytes=1)
+        place = lobby.create(CreateSession(), Opening(0))
+        place.connection = cast(Any, DeafConnection())
+        async with asyncio.timeout(5):
+            await lobby.drain()
+        assert place.ended == "draining"
+
+    asyncio.run(drain())
+    assert "1 connections did not close" in caplog.text

@@ -84,6 +84,25 @@ def test_what_is_in_the_log_is_what_was_done(seed):
     assert log.read() is not None
 
 
+def test_a_session_of_beginnings_alone_is_cut_seldom_and_read_without_its_lock(monkeypatch):
+    log, cuts = EventLog(100), list[int]()
+    begin_at = EventLog._begin_at
+
+    def counted(self: EventLog, frame_id: int, opening: Opening) -> None:
+        cuts.append(frame_id)
+        begin_at(self, frame_id, opening)
+
+    monkeypatch.setattr(EventLog, "_begin_at", counted)
+    for frame in range(1000):
+        log.note(frame, np.array([frame % 2 == 0]), None, "dream", Opening(frame))
+    assert cuts == [*range(50, 951, 50)][: len(cuts)] and len(cuts) >= 18
+    copied = log.copy()
+    log.give_back(990)
+    log.note(990, np.array([True]), None, "dream", None)
+    events = copied.read()
+    assert events is not None and (events.first + events.frames, len(events.chapters)) == (1000, events.frames)
+
+
 @pytest.fixture(scope="module")
 def known() -> recording.Identity:
     """The tiny world, told of a mouse; nothing is compiled."""

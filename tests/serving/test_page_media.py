@@ -147,3 +147,9 @@ def test_what_the_server_kept_can_be_downloaded(open_page, server):
         with av.open(io.BytesIO(kept.read("video.mp4")), "r") as video:
             assert sum(1 for _ in video.decode(video=0)) > 5
     page.wait_for_function("document.getElementById('download').textContent === 'Download'")
+    server.create()  # the other slot: no video can be made
+    with page.expect_download() as saved:
+        page.click("#download")
+    with zipfile.ZipFile(io.BytesIO(saved.value.path().read_bytes())) as kept:
+        assert "events.jsonl" in kept.namelist() and "video.mp4" not in kept.namelist()
+    page.wait_for_function("document.getElementById('notice').textContent.startsWith('Saved without a video')")

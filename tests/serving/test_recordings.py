@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import threading
 import time
 import zipfile
@@ -17,6 +18,7 @@ import pytest
 
 from tests.serving.conftest import Server, Talk
 from wm_jax.serving import recording
+from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.replay import frames_of
 
 RAW: dict[str, Any] = {"mode": "stepped", "media": {"codec": "raw"}}
@@ -124,6 +126,58 @@ def test_a_played_session_beside_a_neighbour_is_replayed_to_the_bit(server, tmp_
     assert len(frames) == told["frames"]
     shown = {header["frame_id"]: payload for header, payload in talk.frames}
     assert len(shown) > 25 and all(frames[frame_id] == payload for frame_id, payload in shown.items())
+
+
+def test_a_way_back_that_was_asked_for_long_before_it_came_is_replayed(server, tmp_path):
+    """Its state is found at once, its frame comes after all steps that wait, and meanwhile the history moves on; out of
+    the real game too."""
+    service = server.service
+    reach = service.lobby.kept_frames * service.config.history_every
+    assert reach < 320
+    ticket = server.create(**RAW, init={"seed": 5})
+    with server.connect(ticket) as socket:
+        talk = server.talk(socket)
+        step(talk, 1, ["ArrowUp"], ["ArrowLeft"], n=20)
+        for number in range(2, 8):
+            talk.send("step", step_id=number, n=50, actions=[{"held": ["ArrowRight"]}])
+        talk.send("control", op="seek", frame=0, event_id="back")
+        assert talk.wait_for("ack", event_id="back")["restored_frame"] == 0
+        talk.send("step", step_id=8, n=9)
+        talk.wait_for_frames(329 - len(talk.frames))
+        talk.send("session.update", source="real")
+        step(talk, 9, ["ArrowUp"], n=2)
+        talk.send("session.update", source="dream")
+        talk.send("control", op="seek", frame=325, event_id="again")
+        assert talk.wait_for("ack", event_id="again")["restored_frame"] > 0
+        step(talk, 10, ["ArrowDown"], n=3)
+        answer = download(server, ticket, video=False)
+    begun = [line for line in unpack(answer)[1] if line["type"] == "begin"]
+    assert begun[1]["back_to"] == 0 and begun[1]["frame"] > reach and "back_to" in begun[-1]
+    assert replayed(server, answer, tmp_path) == [payload for _, payload in talk.frames]
+
+
+def test_a_recording_leaves_nothing_open_and_no_file(server):
+    ticket = server.create(**RAW)
+    url = f"{server.url}/v1/sessions/{ticket['session_id']}/recording?video=false"
+    with server.connect(ticket) as socket:
+        step(server.talk(socket), 1, [])
+        statuses = [server.http.get(url, headers={"Range": wanted}).status_code for wanted in ("junk", "bytes=1-0")]
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(8):
+            assert download(server, ticket, video=False).status_code == 200
+        assert len(os.listdir("/proc/self/fd")) < before + 8
+    assert all(status in (400, 416) for status in statuses), "the range was read"
+    assert not list(server.service.studio.folder.glob("*.zip"))
+
+
+def test_a_fault_of_the_server_is_no_fault_of_the_request(server, monkeypatch):
+    async def fails(*_):
+        raise Refusal(ErrorCode.GAME_FAILED, "a frame of the replay could not be made")
+
+    ticket = server.create(**RAW)
+    monkeypatch.setattr(server.service, "record", fails)
+    refused = download(server, ticket)
+    assert (refused.status_code, refused.json()["code"]) == (500, "game_failed")
 
 
 def test_a_fork_is_replayed_from_what_it_began_with(server, tmp_path):

@@ -1,5 +1,6 @@
 """Scripts that are dreamt without a player: what a stepped session would show, and never at a player's cost."""
 
+import asyncio
 import dataclasses
 import io
 import time
@@ -163,13 +164,25 @@ def test_rollouts_are_bounded_in_number_size_and_age(strict, monkeypatch):
     rollouts = strict.service.rollouts
     config = dataclasses.replace(strict.service.config, rollout_mb=1e-6)
     monkeypatch.setattr(rollouts, "_config", config)
-    rollouts._sweep()
+    asyncio.run_coroutine_threadsafe(rollouts._sweep(), strict.service.loop).result(30)
     assert show(strict, second)["status"] == "done" and show(strict, first)["code"] == "unknown_rollout"
     monkeypatch.setattr(rollouts, "_config", dataclasses.replace(config, rollout_age_s=1e-6))
-    rollouts._sweep()
+    asyncio.run_coroutine_threadsafe(rollouts._sweep(), strict.service.loop).result(30)
     assert show(strict, second)["code"] == "unknown_rollout"
     monkeypatch.setattr(rollouts, "_config", dataclasses.replace(config, rollouts=0))
     assert "--rollouts 0" in ask(strict, {"frames": 1}).json()["message"]
+
+
+def test_frames_that_are_promised_take_up_room(strict, monkeypatch):
+    monkeypatch.setattr(
+        strict.service.rollouts, "_config", dataclasses.replace(strict.service.rollouts._config, rollouts=3)
+    )
+    for _ in range(2):
+        strict.create()  # nothing runs
+    assert ask(strict, {"frames": 20}, lossless=True).status_code == 201
+    refused = ask(strict, {"frames": 20}, lossless=True)
+    assert (refused.status_code, refused.json()["param"]) == (503, "lossless") and "beside the 0.1 MB" in refused.text
+    assert ask(strict, {"frames": 20}).status_code == 201
 
 
 def test_rollouts_are_for_those_who_know_the_secret(server, monkeypatch):

@@ -1,5 +1,6 @@
 """Ephemeral tokens: what they allow, who may use them, and every way in which a wrong one is refused."""
 
+import asyncio
 import base64
 import dataclasses
 import json
@@ -9,6 +10,7 @@ import jwt
 import pytest
 
 from tests.serving.conftest import Server, closing_code
+from wm_jax.client import connect, open_session
 from wm_jax.serving.bodies import CreateToken
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.tokens import Tokens
@@ -177,3 +179,26 @@ def test_without_a_secret_a_token_limits_whoever_shows_it(server):
     assert open_with(server, token).status_code == 201
     assert open_with(server, token).status_code == 429
     assert server.http.post(f"{server.url}/v1/sessions", json={}).status_code == 201
+
+
+def test_a_client_whose_token_has_expired_ends_its_session_all_the_same(guarded, monkeypatch):
+    def expire() -> None:
+        monkeypatch.setattr(guarded.service, "tokens", Tokens("another secret"))
+
+    async def play() -> None:
+        async with open_session(guarded.url, token_for(guarded)) as client:
+            await client.resume()  # and so the ticket's own is spent
+            expire()
+
+    free = guarded.free_slots()
+    asyncio.run(play())
+    assert guarded.free_slots() == free
+    monkeypatch.undo()
+
+
+def test_a_script_whose_token_has_expired_ends_its_session_all_the_same(guarded, monkeypatch):
+    free = guarded.free_slots()
+    with connect(guarded.url, auth=token_for(guarded)) as session:
+        session.step()
+        monkeypatch.setattr(guarded.service, "tokens", Tokens("another secret"))
+    assert guarded.free_slots() == free

@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import itertools
 import json
+import re
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
 
 from wm_jax.serving import webrtc
 from wm_jax.serving.app import make_app
@@ -143,8 +145,10 @@ def test_a_session_plays_over_webrtc_and_leaves_nothing(server, peers):
             assert any(np.abs(one.astype(int) - two).max() > 16 for one, two in itertools.pairwise(pictures))
             player.say("control", op="pause", event_id="q")
             await player.wait_for("ack", event_id="q")
+            player.say("frame.ack", seq=10**6)
             player.control.send(b"bytes")
             assert "binary" in (await player.wait_for("error", code="bad_message"))["message"]
+            assert not [message for message in player.messages if message.get("code") == "bad_ack"]
         await until(lambda: place.connection is None)
         server.delete(ticket)
         assert server.free_slots() == free + 1
@@ -228,12 +232,50 @@ def test_an_offer_that_cannot_be_is_refused(server, peers):
         (VIDEO + DATA + "m=audio 9 UDP/TLS/RTP/SAVPF 0\r\n", "bad_message", "application, audio, video"),
         (VIDEO + DATA + "a=candidate:1\r\n" * 65, "too_large", "65 candidates, 64"),
         (VIDEO + DATA, "bad_message", "cannot be answered"),
+        (VIDEO + "a=inactive\r\n" + DATA, "bad_message", "the video of the offer is inactive"),
+        (VIDEO + DATA + "a=sendonly\r\n", "bad_message", "cannot be answered"),
+        (VIDEO.replace("m=", "a=sendonly\r\nm=") + DATA, "bad_message", "is sendonly; it must be received: sendrecv"),
         (VIDEO + "a=rtpmap:x\r\na=fmtp\r\n" + DATA + "a=candidate:?\r\n", "bad_message", "cannot be answered"),
     ):
         answer = asyncio.run(post(ticket, offer, ticket["token"]))
         status = 413 if code == "too_large" else 422
         assert (answer.status_code, answer.json()["code"]) == (status, code) and says in answer.json()["message"]
     asyncio.run(are_freed(peers))
+
+
+def test_at_most_one_frame_waits_for_the_encoder():
+    async def play() -> None:
+        taken: list[int] = []
+        track = webrtc.FrameTrack(taken.append)
+        for seq in range(3):
+            track.show(np.full((16, 16, 3), seq, np.uint8), 100.0 * seq, seq)
+        frame = await track.recv()
+        assert taken == [2] and frame.pts == 18_000
+        track.show(np.zeros((16, 16, 3), np.uint8), 300.0, 3)
+        track.stop()
+        with pytest.raises(MediaStreamError):
+            await track.recv()
+
+    asyncio.run(play())
+
+
+def test_a_client_that_can_be_told_nothing_leaves_the_session_to_the_next(server, peers):
+    async def play() -> None:
+        ticket = server.create(linger_s=30)
+        place = server.service.lobby.find(ticket["session_id"])
+        peer = RTCPeerConnection(RTCConfiguration([]))
+        peer.createDataChannel("control")
+        offer = re.sub(r"max-message-size:\d+", "max-message-size:64", await make_offer(peer))
+        assert "max-message-size:64" in offer
+        answer = await post(ticket, offer, ticket["token"])
+        await peer.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
+        await until(lambda: place.was_connected and place.connection is None)
+        async with playing(ticket) as player:
+            await player.picture()
+        await peer.close()
+        await are_freed(peers)
+
+    asyncio.run(play())
 
 
 def test_who_may_not_play_gets_no_answer(server, peers):

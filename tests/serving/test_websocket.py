@@ -1,5 +1,6 @@
 """The WebSocket half of wm.v1, spoken by a client that was written from the text of the protocol alone."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -10,7 +11,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import wm_jax as wm
-from tests.serving.conftest import closing_code
+from tests.serving.conftest import closing_code, wait_until
+from wm_jax.serving.transport import WebSocketTransport
 from wm_jax.world.step import pick_prompt
 
 stepped = pytest.mark.parametrize("talk", [{"mode": "stepped", "media": {"codec": "raw"}}], indirect=True)
@@ -310,7 +312,23 @@ def test_a_second_connection_takes_the_session_over(server):
     assert code == 4409 and messages[-1]["code"] == "taken_over"
 
 
-def test_a_session_that_ends_while_it_is_taken_over_is_told_so(server, monkeypatch):
+def test_a_goodbye_that_fails_keeps_nobody_out(server, monkeypatch):
+    def fails(*_) -> None:
+        raise ValueError("as no transport should")
+
+    ticket = server.create()
+    with server.connect(ticket) as first:
+        talk = server.talk(first)
+        talk.wait_for_frames(1)
+        monkeypatch.setattr(WebSocketTransport, "close", fails)
+        with server.connect(ticket) as second:
+            server.talk(second).wait_for_frames(2)
+            talk.wait_for("error", code="taken_over")
+
+
+@pytest.mark.parametrize("is_taken_up", [False, True])
+def test_a_session_that_ends_while_it_is_taken_over_is_told_so(server, monkeypatch, is_taken_up):
+    """Also where another connection took it up again from the disk meanwhile: it has the same name and is another one."""
     ticket = server.create()
     place = server.service.lobby.find(ticket["session_id"])
     with server.connect(ticket) as first:
@@ -319,6 +337,8 @@ def test_a_session_that_ends_while_it_is_taken_over_is_told_so(server, monkeypat
 
         def end_instead(message, code) -> None:
             server.service.lobby.end(place, "deleted")
+            if is_taken_up:
+                server.service.lobby._places[place.session.id] = dataclasses.replace(place, ended=None, connection=None)
             finish(message, code)
 
         monkeypatch.setattr(place.connection, "finish", end_instead)
@@ -337,6 +357,27 @@ def test_a_session_nobody_comes_back_to_ends(server):
     while server.free_slots() < free and time.monotonic() < deadline:
         time.sleep(0.1)
     assert server.free_slots() == free
+
+
+def test_who_was_given_a_token_may_come_however_short_the_session_waits(server):
+    lobby = server.service.lobby
+    ticket = server.create(linger_s=30)
+    with server.connect(ticket) as socket:
+        token = server.talk(socket).wait_for("session.created")["resume_token"]
+    place = lobby.find(ticket["session_id"])
+    wait_until(lambda: place.connection is None)
+    address = f"{server.url}/v1/sessions/{ticket['session_id']}"
+    again = server.http.post(f"{address}/resume", headers={"Authorization": f"Bearer {token}"}).json()
+    place.linger_s = 0.0
+
+    def sweep() -> int:
+        server.service.loop.call_soon_threadsafe(lobby._sweep, place, time.monotonic())
+        return server.http.get(address).status_code
+
+    assert sweep() == 200
+    with server.connect(again) as socket:
+        server.talk(socket).wait_for_frames(1)
+    wait_until(lambda: sweep() == 404)  # it has come, and left
 
 
 def test_deleting_a_session_tells_its_client(server):

@@ -121,8 +121,12 @@ async def open_session(
     spoken = MsgpackWire() if wire == "msgpack" else JsonWire()
 
     ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", body, auth)
+    token = ticket["token"]
     try:
         client = Client(url, *await _connected(url, ticket, spoken), spoken)
+        token = client.created[
+            "resume_token"
+        ]  # good as long as the session is, which the ticket's and `auth` may not be
         try:
             yield client
         finally:
@@ -130,7 +134,6 @@ async def open_session(
     finally:
         # Only tidying up: a session or a server that is gone already must not hide why the block was left.
         with contextlib.suppress(ServerError, OSError):
-            token = auth or ticket["token"]
             await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
 
 

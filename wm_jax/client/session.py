@@ -111,7 +111,7 @@ class Session:
         Raises:
           ServerError: no slot is free for the video, or the server records nothing.
         """
-        return record(self._url, self.id, Path(path), self._auth or self.resume_token, video)
+        return record(self._url, self.id, Path(path), self.resume_token, video)
 
     def fork(self, at: int | None = None) -> "Session":
         """A session of its own that goes on as this one is, or was at the newest kept frame up to `at`.
@@ -149,7 +149,7 @@ class Session:
         if not keep:
             # Only tidying up: a session or a server that is gone already hurts nobody.
             with contextlib.suppress(ServerError, OSError):
-                request("DELETE", f"{self._url}/v1/sessions/{self.id}", None, self._auth or self.resume_token)
+                request("DELETE", f"{self._url}/v1/sessions/{self.id}", None, self.resume_token)
 
     def __enter__(self) -> Self:
         return self
@@ -247,6 +247,6 @@ def connect(
 def _seated(url: str, ticket: dict[str, Any], auth: str | None) -> Session:
     """The session of this ticket; a script does not wait in line, perhaps behind a session of its own."""
     if ticket["status"] == "queued":
-        request("DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, auth or ticket["token"])
+        request("DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, ticket["token"])
         raise ServerError("full: all slots are taken; try again later, or start the server with more --slots")
     return Session(url, ticket, auth)

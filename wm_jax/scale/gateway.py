@@ -159,10 +159,13 @@ class Gateway:
         assert self._patient is not None, "the gateway is running"
         found: Whereabouts | None = await self._ask("find", session_id)
         if found is not None and found.address is not None:
-            with contextlib.suppress(aiohttp.ClientConnectionError):
+            try:
                 await carry(websocket, self._patient, f"{found.address.url}{websocket.url.path}")
                 return
-            await self._ask("lost", found.address.replica)
+            except aiohttp.ClientConnectionError:
+                await self._ask("lost", found.address.replica)
+            except aiohttp.ClientError as error:  # it is there, and takes no socket
+                log.warning("replica %s at %s takes no socket: %s", found.address.replica, found.address.url, error)
         raise _gone()
 
     async def anywhere(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import TypeVar
 
 from wm_jax.scale.directory import Beat, Load, Orders
@@ -46,6 +46,7 @@ class Heart:
         self._beat_s = beat_s
         self._lease_s = lease_s
         self._renewed_at = time.monotonic()
+        self._releasing: Future[None] | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
@@ -86,12 +87,18 @@ class Heart:
             self._drain()
 
     def _lose(self) -> None:
-        """Nobody vouches for the sessions of this replica any more: they are written and ended here."""
-        if self._on_loop(lambda: bool(self._service.lobby.epochs())):
+        """Nobody vouches for the sessions of this replica any more: they are written and ended here.
+
+        Where the disk is slow this goes on at the next beat, with the same release: two would write beside each other.
+        """
+        if self._releasing is None or self._releasing.done():
+            if not self._on_loop(lambda: bool(self._service.lobby.epochs())):
+                return
             log.error("the lease of %g s is over: every session here is let go", self._lease_s)
             loop = self._service.loop
             assert loop is not None
-            asyncio.run_coroutine_threadsafe(self._service.lobby.release(), loop).result(self._lease_s + REPORT_S)
+            self._releasing = asyncio.run_coroutine_threadsafe(self._service.lobby.release(), loop)
+        self._releasing.result(self._lease_s + REPORT_S)
 
     def _report(self) -> Beat:
         lobby, batcher = self._service.lobby, self._service.batcher

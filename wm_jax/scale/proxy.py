@@ -16,10 +16,11 @@ async def carry(websocket: WebSocket, http: aiohttp.ClientSession, url: str) -> 
     """Hands messages on in both directions, as they are, until one side closes; the other gets its close code.
 
     Raises:
-      aiohttp.ClientError: nobody answers there.
+      aiohttp.ClientError: nobody answers there, or not as our servers do; the player's socket is not accepted yet.
     """
     offered: list[str] = websocket.scope.get("subprotocols", [])
-    async with http.ws_connect(url, protocols=offered, max_msg_size=0) as replica:
+    page = websocket.headers.get("origin")  # a token may be good for some pages only
+    async with http.ws_connect(url, protocols=offered, origin=page, max_msg_size=0) as replica:
         await websocket.accept(replica.protocol)
         ways = [asyncio.ensure_future(way) for way in (_up(websocket, replica), _down(replica, websocket))]
         try:

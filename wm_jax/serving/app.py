@@ -37,6 +37,8 @@ HTTP_STATUS = {
     ErrorCode.BUSY: 503,
     ErrorCode.DRAINING: 503,
     ErrorCode.ENGINE_FAILED: 503,
+    ErrorCode.SERVER_FAILED: 500,
+    ErrorCode.GAME_FAILED: 500,
 }
 
 CROSS_ORIGIN: dict[str, Any] = {

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -132,7 +132,6 @@ class Batcher:
       pulse: Measurements; read by anyone.
       times: The same as histograms.
       pace: The media clock; its attributes are read by anyone.
-      is_held: No frame is launched any more.
     """
 
     def __init__(self, engine: Engine, arcade: Arcade, fps: float, deliver: Callable[[Delivery], None]) -> None:
@@ -152,7 +151,7 @@ class Batcher:
         self._in_flight = 0
         self._failures = 0
         self._is_losing = False
-        self.is_held = False
+        self._holds = 0
         self._broken: queue.SimpleQueue[Launch] = queue.SimpleQueue()
         self._launched_at = 0.0
         self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -215,10 +214,25 @@ class Batcher:
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether no frame is launched now."""
+        return self._holds > 0
+
     def hold(self) -> None:
-        """No frame is launched any more; what is under way still comes, and captures are answered."""
-        self.is_held = True
+        """No frame is launched any more; what is under way still comes, and captures are answered. Event loop alone."""
+        self._holds += 1
         self.wake()
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """The same for a while; whoever holds it meanwhile still does afterwards. Event loop alone."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self.wake()
 
     def capture(self, session: Session) -> "Future[Moment]":
         """A session as it is between two frames, with a copy of all that it remembers.
@@ -300,6 +314,7 @@ class Batcher:
     def _time_to_next(self, now: float) -> float | None:
         """Seconds until the next launch; None: nobody wants anything."""
         if self.is_held:
+            self.pace.rest()
             return None
         is_playing = is_stepping = False
         for session in self._seats:

@@ -108,9 +108,10 @@ class _Open:
         width, moved = len(self.keys) // self.frames, len(self.mouse) // self.frames
         return self.keys[start * width : stop * width], self.mouse[start * moved : stop * moved]
 
-    def cut(self, start: int, stop: int) -> None:
-        self.keys, self.mouse = self.part(start, stop)
-        self.frames = stop - start
+    def cut(self, start: int, stop: int) -> "_Open":
+        """A chapter of these frames alone, counted from this one's first."""
+        keys, mouse = self.part(start, stop)
+        return _Open(self.first + start, self.source, self.opening, keys, mouse, stop - start)
 
     def close(self) -> Chapter:
         keys = np.frombuffer(bytes(self.keys), bool).reshape(self.frames, len(self.keys) // self.frames)
@@ -174,12 +175,24 @@ class EventLog:
             self._chapters.pop()
         if self._chapters:
             last = self._chapters[-1]
-            last.cut(0, min(last.frames, frame_id - last.first))
+            self._chapters[-1] = last.cut(0, min(last.frames, frame_id - last.first))
         self._anchors = [anchor for anchor in self._anchors if anchor[0] < frame_id]
         self._newest = None
 
+    def copy(self) -> "EventLog":
+        """The log as it is, to be read by another thread without the session's lock.
+
+        Chapters that are over are shared: they are replaced, never changed.
+        """
+        copied = EventLog(self.limit)
+        copied._is_cut = self._is_cut
+        copied._chapters = [*self._chapters]
+        if copied._chapters:
+            copied._chapters[-1] = copied._chapters[-1].cut(0, copied._chapters[-1].frames)
+        return copied
+
     def read(self) -> Events | None:
-        """The log as it is; None: no frame is known."""
+        """What is in it; None: no frame is known."""
         if not self._chapters:
             return None
         return Events([chapter.close() for chapter in self._chapters], self._is_cut)
@@ -197,22 +210,31 @@ class EventLog:
         self._chapters, self._anchors, self._is_cut = [], [], True
 
     def _shorten(self) -> None:
-        """Begins with the earliest frame that leaves room and needs nothing that is dropped."""
+        """Drops the older half, or as much of it as can be: of many beginnings not one after the other, frame by frame."""
+        starts = self._starts()
+        enough = self._chapters[0].first + self.limit // 2
+        start = next((one for one in starts if one[0] >= enough), starts[-1] if starts else None)
+        if start is None:
+            self._drop_all()
+        else:
+            self._begin_at(*start)
+
+    def _starts(self) -> list[tuple[int, Opening]]:
+        """Frames that the log could begin with instead, oldest first: no later chapter needs what was before them."""
         begun = [(one.first, one.opening) for one in self._chapters[1:] if one.opening.back_to is None]
-        for frame_id, opening in sorted([*begun, *self._anchors], key=lambda start: start[0]):
-            is_needed = any(
-                one.opening.back_to is not None and one.opening.back_to < frame_id < one.first for one in self._chapters
-            )
-            if self._end - frame_id <= self.limit and not is_needed:
-                self._begin_at(frame_id, opening)
-                return
-        self._drop_all()
+        chapters, needed, starts = [*self._chapters], self._end, list[tuple[int, Opening]]()
+        for start in sorted([*self._anchors, *begun], key=lambda one: one[0], reverse=True):
+            while chapters[-1].first > start[0]:
+                back_to = chapters.pop().opening.back_to
+                needed = needed if back_to is None else min(needed, back_to)
+            if self._chapters[0].first < start[0] <= needed:
+                starts.append(start)
+        return starts[::-1]
 
     def _begin_at(self, frame_id: int, opening: Opening) -> None:
         place = bisect.bisect_right(self._chapters, frame_id, key=lambda one: one.first) - 1
         self._chapters = self._chapters[place:]
         first = self._chapters[0]
-        first.cut(frame_id - first.first, first.frames)
-        first.first, first.opening = frame_id, opening
+        self._chapters[0] = dataclasses.replace(first.cut(frame_id - first.first, first.frames), opening=opening)
         self._anchors = [anchor for anchor in self._anchors if anchor[0] > frame_id]
         self._is_cut = True

@@ -77,7 +77,7 @@ class History:
         """Keeps it; the oldest makes room."""
         self.forget(frame_id - 1)
         self._kept.append(Kept(frame_id, memory))
-        del self._kept[: -self.depth]
+        self._make_room()
 
     def forget(self, frame_id: int) -> None:
         """Nothing is kept that was after this frame."""
@@ -93,6 +93,26 @@ class History:
     def frames(self) -> list[int]:
         """Where one can go back to, oldest first."""
         return [kept.frame_id for kept in self._kept]
+
+    def _make_room(self) -> None:
+        del self._kept[: -self.depth]
+
+
+class Foreseen(History):
+    """The history of a replay: it keeps those states that will be gone back to, each until then.
+
+    The newest `depth` would not do. A stepped session finds its state when it is told to go back, and goes back only
+    after all steps that wait: by then the state may be older than any that is kept.
+    """
+
+    def __init__(self, depth: int, every: int, uses: dict[int, int]) -> None:
+        """`uses`: the last frame that begins with what was kept before each frame."""
+        super().__init__(depth, every)
+        self._uses = uses
+
+    def _make_room(self) -> None:
+        newest = self._kept[-1].frame_id
+        self._kept = [kept for kept in self._kept if self._uses.get(kept.frame_id, -1) > newest]
 
 
 SPARE = 3

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.5
 
+CLOSING_S = 10.0
+"""What the goodbyes of all connections may take when the server stops; each has a much shorter bound of its own."""
+
 DRAINING = "draining"
 MOVED = "moved to another server"
 """Reasons after which a session goes on elsewhere: what is written of it stays."""
@@ -52,6 +55,7 @@ class Place:
       token: For the first connection; good until `expires_at` (seconds since the epoch).
       resume_token: For later ones; good as long as the session.
       left_at: Monotonic time at which its connection dropped, or at which it was created.
+      awaited_until: Monotonic time until which its next connection may come, where one was promised that it may.
       heard_at: Monotonic time of the client's last message.
       kept_at: The next frame of what was last written to the disk.
       is_kept: Whether its client may come back to it in another process.
@@ -69,6 +73,7 @@ class Place:
     linger_s: float
     left_at: float
     heard_at: float
+    awaited_until: float = 0.0
     connection: "Connection | None" = None
     was_connected: bool = False
     ended: str | None = None
@@ -142,7 +147,8 @@ class Lobby:
         session.go_on(record.session_id, moment, record.is_fork)
         place = self._seat(session, record.linger_s, resume_token, record.permit, record.ends_at)
         place.epoch = epoch
-        place.was_connected = True  # before: so its client has `linger_s` to come, and not `token_s`
+        place.was_connected = True
+        self.await_client(place, self.config.token_s)  # ended at once it would be forgotten, and `linger_s` may be 0
         log.info("session resumes", extra={**place.named, "frame_id": moment.frame_id, "from": "disk"})
         return place
 
@@ -150,6 +156,11 @@ class Lobby:
         """Gives a session a new token for its next connection, where the one it has may be spent."""
         place.token = secrets.token_urlsafe(24)
         place.expires_at = time.time() + self.config.token_s
+        self.await_client(place, self.config.token_s)
+
+    def await_client(self, place: Place, seconds: float) -> None:
+        """A session whose client was let in, and is not connected yet, stays so long, whatever its `linger_s`."""
+        place.awaited_until = max(place.awaited_until, time.monotonic() + seconds)
 
     def check_room(self) -> None:
         """Passes where one session more would be seated, or could wait.
@@ -309,9 +320,9 @@ class Lobby:
         self.batcher.evict(session)
         self._seat_next()
         # What the client did not end itself lies on the disk, if it was ever written, and waits there.
-        is_ours = session.failure is not None or reason in (DRAINING, MOVED)
-        place.is_kept = self.keeper is not None and is_ours and (place.kept_at >= 0 or session.resumed_at is not None)
-        if self.keeper is not None and not place.is_kept:
+        is_written = place.kept_at >= 0 or session.resumed_at is not None
+        place.is_kept = self.keeper is not None and is_written and _goes_on(place)
+        if self.keeper is not None and not _goes_on(place):
             self.keeper.forget(session.id, place.epoch)
         seconds = round(time.monotonic() - session.started_at, 3)
         told = {"reason": reason, "frames": session.frames, "seconds": seconds, "dropped": session.outbox.dropped}
@@ -327,10 +338,14 @@ class Lobby:
             self.end(place, MOVED, CloseCode.TAKEN_OVER)
 
     async def release(self) -> None:
-        """Writes and ends every session, and takes new ones afterwards: nobody can tell whose they are any more."""
-        for place in list(self._places.values()):
-            await self._keep(place)
-            self.end(place, DRAINING, CloseCode.GO_AWAY)
+        """Writes and ends every session, and takes new ones afterwards: nobody can tell whose they are any more.
+
+        What could not be written plays on: nobody has more of it than this server, and whoever lets go asks again.
+        """
+        with self.batcher.holding():  # nobody is shown a frame that is not in what is written
+            for place in list(self._places.values()):
+                if await self._keep(place):
+                    self.end(place, DRAINING, CloseCode.GO_AWAY)
 
     def epochs(self) -> dict[str, int]:
         """The epoch of every session that is here."""
@@ -397,10 +412,15 @@ class Lobby:
         self.batcher.hold()  # nobody is shown a frame that is not in what is written
         for place in list(self._places.values()):
             await self._keep(place)
-        finishing = [connection for place in self._places.values() for connection in _sockets(place)]
+        finishing = [connection.closed for place in self._places.values() for connection in _sockets(place)]
         for place in list(self._places.values()):
             self.end(place, DRAINING, CloseCode.GO_AWAY)
-        await asyncio.gather(*(connection.closed.wait() for connection in finishing))
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await asyncio.gather(*(closed.wait() for closed in finishing))
+        except TimeoutError:
+            open_still = sum(not closed.is_set() for closed in finishing)
+            log.error("%d connections did not close within %g s; the server stops without them", open_still, CLOSING_S)
 
     def _resume_url(self, place: Place) -> str | None:
         """Where the client may come back at once, if there is such a place."""
@@ -422,21 +442,24 @@ class Lobby:
             except Exception:  # whatever lies in that folder: what is saved next must still be saved
                 log.exception("the folder of snapshots could not be swept")
 
-    async def _keep(self, place: Place) -> None:
-        """Writes a session to the disk, if that can be done now."""
+    async def _keep(self, place: Place) -> bool:
+        """Writes a session to the disk; whether all that can be written of it is."""
         is_elsewhere = place.session.source == "real" or place in self._waiting
         if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
-            return
+            return True
+        is_written = False
         try:
             terms = Terms(place.resume_token, place.linger_s, place.permit, place.ends_at)
             place.kept_at = await self.keeper.keep(place.session, terms, place.epoch)
+            is_written = True
         except Superseded as moved:
             log.warning("%s", moved)
             self.move(place.session.id)
         except Exception:  # whatever it was: the others are to be written all the same, and a drain is to end
             log.exception("a session could not be saved", extra=place.named)
-        if place.ended is not None and not place.is_kept:
+        if place.ended is not None and not _goes_on(place):
             self.keeper.forget(place.session.id, place.epoch)  # it was left while it was written
+        return is_written
 
     def _connected(self) -> list[Place]:
         return [place for place in self._places.values() if place.connection is not None]
@@ -452,11 +475,18 @@ class Lobby:
         elif place.connection is not None:
             if now - place.heard_at > self.config.idle_s:
                 self.end(place, ErrorCode.IDLE, CloseCode.IDLE)
+        elif now < place.awaited_until:
+            return
         elif not place.was_connected:
             if time.time() > place.expires_at:
                 self.end(place, "never connected")
         elif now - place.left_at > place.linger_s:
             self.end(place, "connection lost")
+
+
+def _goes_on(place: Place) -> bool:
+    """Whether a session that has ended here goes on elsewhere, or later: its client did not end it."""
+    return place.session.failure is not None or place.ended in (DRAINING, MOVED)
 
 
 def _sockets(place: Place) -> "list[Connection]":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from starlette.types import Receive, Scope, Send
 
 from wm_jax.serving.bodies import CreateRollout, RolloutState
 from wm_jax.serving.rollouts import Rollout
@@ -19,8 +19,10 @@ LOOK_S = 0.5
 
 Bearer = Annotated[str | None, Header(alias="Authorization")]
 
+MEDIA_TYPE = "application/zip"
+
 ZIP: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/zip": {}}, "description": "session.json, events.jsonl and video.mp4"}
+    200: {"content": {MEDIA_TYPE: {}}, "description": "session.json, events.jsonl and video.mp4"}
 }
 
 
@@ -40,7 +42,7 @@ def add_recordings(app: FastAPI, service: Service) -> None:
         if making.cancelled():
             return Response(status_code=499)  # nobody reads it
         when = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        return _zip(making.result(), f"{service.world.name}-{when}.zip", is_ours=True)
+        return _Once(making.result(), media_type=MEDIA_TYPE, filename=f"{service.world.name}-{when}.zip")
 
 
 def add_rollouts(app: FastAPI, service: Service) -> None:
@@ -63,13 +65,13 @@ def add_rollouts(app: FastAPI, service: Service) -> None:
     async def result(rollout_id: str, index: int, authorization: Bearer = None) -> Response:  # pyright: ignore[reportUnusedFunction]
         """The recording of one script, as soon as that one is done."""
         path = service.rollouts.result(rollout_of(rollout_id, authorization), index)
-        return _zip(path, f"{service.world.name}-{rollout_id[-6:]}-{index}.zip")
+        return FileResponse(path, media_type=MEDIA_TYPE, filename=f"{service.world.name}-{rollout_id[-6:]}-{index}.zip")
 
     @app.delete("/v1/rollouts/{rollout_id}")
     async def end(rollout_id: str, authorization: Bearer = None) -> RolloutState:  # pyright: ignore[reportUnusedFunction]
         """Stops a rollout and removes what it has made."""
         rollout = rollout_of(rollout_id, authorization)
-        service.rollouts.forget(rollout)
+        await service.rollouts.forget(rollout)
         return service.rollouts.state(rollout)
 
 
@@ -85,7 +87,11 @@ async def _while_connected(request: Request, making: "asyncio.Task[Path]") -> No
         making.cancel()
 
 
-def _zip(path: Path, name: str, is_ours: bool = False) -> FileResponse:
-    """A file as a download; `is_ours`: it is removed once it is sent."""
-    after = BackgroundTask(path.unlink, missing_ok=True) if is_ours else None
-    return FileResponse(path, media_type="application/zip", filename=name, background=after)
+class _Once(FileResponse):
+    """A file that is removed when it was sent, or could not be, or not as it was asked for."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # a background task is left out after an answer to a bad range
+            Path(self.path).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,7 +17,7 @@ from jaxtyping import UInt8
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.codec import Mp4Writer
 from wm_jax.serving.events import Events
-from wm_jax.serving.history import History
+from wm_jax.serving.history import Foreseen, History
 from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox
 from wm_jax.serving.protocol import ErrorCode, Message, Refusal
 from wm_jax.serving.session import MAX_WAITING_STEPS, Moment, Session
@@ -27,6 +28,8 @@ LOOK_S = 0.5
 
 BEHIND = 10
 """What makes videos is this much less urgent to the operating system than what makes frames for players."""
+
+Result = TypeVar("Result")
 
 Report = Callable[[int], None]
 """Told how many frames are done."""
@@ -39,15 +42,17 @@ class SlotTaken(Exception):
 async def frames_of(
     events: Events, controls: ControlSpace, fps: float, batcher: Batcher, history: History
 ) -> AsyncGenerator[UInt8[np.ndarray, "h w 3"]]:
-    """Every frame in order; `history` reaches as far back as that of the session that was recorded.
+    """Every frame in order; states are kept at the same frames as in `history`, that of the session that was recorded.
 
     Raises:
       SlotTaken: there is no free slot, or a player took it.
       Refusal: the world of this server failed, or the real game did.
     """
     opening = events.chapters[0].opening
+    uses = {one.opening.back_to: one.first for one in events.chapters if one.opening.back_to is not None}
+    foreseen = Foreseen(history.depth, history.every, uses)
     outbox = Outbox(None, batcher.wake)
-    session = Session(controls, fps, outbox, opening, mode="stepped", codec="raw", history=history)
+    session = Session(controls, fps, outbox, opening, mode="stepped", codec="raw", history=foreseen)
     session.go_on(session.id, Moment(opening, events.first, events.chapters[0].keys[0]), is_fork=False)
     session.yields = session.is_connected = True
     session.has_shown = True  # no player waits for its first frame
@@ -58,10 +63,9 @@ async def frames_of(
         piece = next(pieces, None)
         for _ in range(events.frames):
             while piece is not None and session.waiting_steps < MAX_WAITING_STEPS:
-                if piece.opening is not None and piece.opening.back_to is not None:
-                    if session.frames < piece.first:
-                        break  # what it goes back to may not have been made yet
-                    piece = piece._replace(opening=session.opening_at(piece.opening.back_to))
+                goes_back = piece.opening is not None and piece.opening.back_to is not None
+                if goes_back and session.frames < piece.first:
+                    break  # what it goes back to may not have been made yet
                 session.follow(piece)
                 piece = next(pieces, None)
             batcher.wake()
@@ -139,8 +143,21 @@ async def film(
                 report(reel.frames)
     finally:
         # After a cancelled write, which goes on: no two threads may use the encoder.
-        await asyncio.shield(loop.run_in_executor(worker, reel.close))
+        await to_its_end(loop.run_in_executor(worker, reel.close))
     return reel.sha256
+
+
+async def to_its_end(running: "asyncio.Future[Result]") -> Result:
+    """What a thread does with files, waited for even by whoever is cancelled: he removes them next."""
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return running.result()
 
 
 def film_worker() -> ThreadPoolExecutor:

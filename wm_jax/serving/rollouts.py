@@ -37,6 +37,7 @@ class Rollout:
     Attributes:
       done: Frames of each script so far.
       folder: Of their recordings, `0.zip` and so on.
+      sizes: Bytes of those that are there, by number.
       finished_at: Seconds since the epoch; None: not yet.
     """
 
@@ -46,6 +47,7 @@ class Rollout:
     has_frames: bool
     folder: Path
     done: list[int]
+    sizes: dict[int, int] = dataclasses.field(default_factory=dict[int, int])
     failure: Refusal | None = None
     finished_at: float | None = None
     is_removed: bool = False
@@ -79,7 +81,7 @@ class Rollouts:
         self._waiting: deque[tuple[Rollout, int]] = deque()
         self._asked = asyncio.Event()
 
-    def create(self, body: CreateRollout, openings: list[Opening]) -> Rollout:
+    async def create(self, body: CreateRollout, openings: list[Opening]) -> Rollout:
         """Puts scripts in line.
 
         Raises:
@@ -99,10 +101,9 @@ class Rollouts:
             raise Refusal(ErrorCode.TOO_LARGE, text, param="lossless")
         if not self._config.rollouts:
             raise Refusal(ErrorCode.UNSUPPORTED, "this server makes no rollouts: it was started with --rollouts 0")
-        if sum(one.status in ("queued", "running") for one in self._known.values()) >= self._config.rollouts:
-            text = f"{self._config.rollouts} rollouts wait or run already; try again later"
-            raise Refusal(ErrorCode.BUSY, text, retry_after_ms=10_000)
-        scripts = [self._events(*pair) for pair in enumerate(zip(body.scripts, openings, strict=True))]
+        self._check_room(body, frames)
+        scripts = await asyncio.to_thread(self._scripts, body, openings)  # up to a row for every frame
+        self._check_room(body, frames)  # others asked meanwhile
         name = f"roll_{secrets.token_urlsafe(18)}"
         folder = self._studio.folder / name
         folder.mkdir()
@@ -157,12 +158,12 @@ class Rollouts:
         for rollout in self._known.values():
             self._stop(rollout)
 
-    def forget(self, rollout: Rollout) -> None:
+    async def forget(self, rollout: Rollout) -> None:
         """Stops it, and removes what it has made."""
         rollout.is_removed = True
         self._stop(rollout)
         self._known.pop(rollout.id, None)
-        shutil.rmtree(rollout.folder, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, rollout.folder, ignore_errors=True)  # perhaps a gigabyte
 
     async def run_forever(self) -> None:
         """Starts what waits as slots become free, and removes what is old or too much."""
@@ -174,9 +175,25 @@ class Rollouts:
             # One that finds its slot taken after all comes back into the line.
             for _ in range(min(len(self._waiting), self._studio.empty_slots)):
                 self._start(*self._waiting.popleft())
-            self._sweep()
+            await self._sweep()
 
     # ---- inside
+
+    def _check_room(self, body: CreateRollout, frames: int) -> None:
+        going = [one for one in self._known.values() if one.status in ("queued", "running")]
+        if len(going) >= self._config.rollouts:
+            text = f"{self._config.rollouts} rollouts wait or run already; try again later"
+            raise Refusal(ErrorCode.BUSY, text, retry_after_ms=10_000)
+        promised = self._frame_bytes * sum(one.frames for one in going if one.has_frames)
+        if body.lossless and promised + self._frame_bytes * frames > 1e6 * self._config.rollout_mb:
+            text = (
+                f"{frames} frames without loss do not fit beside the {promised / 1e6:.0f} MB of rollouts that wait or run: "
+                f"this server keeps {self._config.rollout_mb:g} MB; try again later"
+            )
+            raise Refusal(ErrorCode.BUSY, text, param="lossless", retry_after_ms=10_000)
+
+    def _scripts(self, body: CreateRollout, openings: list[Opening]) -> list[Events]:
+        return [self._events(*pair) for pair in enumerate(zip(body.scripts, openings, strict=True))]
 
     def _events(self, index: int, asked: tuple[RolloutScript, Opening]) -> Events:
         script, opening = asked
@@ -215,6 +232,7 @@ class Rollouts:
         try:
             out = rollout.folder / f"{index}.zip"
             await self._studio.write(out, rollout.scripts[index], rollout.has_video, rollout.has_frames, report)
+            rollout.sizes[index] = out.stat().st_size
         except SlotTaken:
             report(0)
             if rollout.status in ("queued", "running"):
@@ -226,7 +244,7 @@ class Rollouts:
         finally:
             rollout.tasks.pop(index, None)
             self._asked.set()  # a slot is free, or a script waits again
-        if len(list(rollout.folder.glob("*.zip"))) == len(rollout.scripts):
+        if len(rollout.sizes) == len(rollout.scripts):
             rollout.finished_at = time.time()
 
     def _fail(self, rollout: Rollout, refusal: Refusal) -> None:
@@ -239,16 +257,17 @@ class Rollouts:
             if task is not asyncio.current_task():
                 task.cancel()
 
-    def _sweep(self) -> None:
-        """Removes what is too old, then the oldest until the rest is small enough; what is not done is left alone."""
-        room = 1e6 * self._config.rollout_mb
+    async def _sweep(self) -> None:
+        """Removes what is too old, then the oldest until the rest is small enough; what is not done counts, and is left alone."""
         finished = [one for one in self._known.values() if one.finished_at is not None]
+        room = 1e6 * self._config.rollout_mb
+        room -= sum(sum(one.sizes.values()) for one in self._known.values() if one.finished_at is None)
         finished.sort(key=lambda one: one.finished_at or 0.0, reverse=True)
         for place, one in enumerate(finished):
-            room -= sum(path.stat().st_size for path in one.folder.glob("*.zip"))
+            room -= sum(one.sizes.values())
             assert one.finished_at is not None
             if (room < 0 and place > 0) or time.time() - one.finished_at > self._config.rollout_age_s:
-                self.forget(one)
+                await self.forget(one)
 
 
 def _with_keys(event: Held, held: Input) -> Held:

@@ -125,7 +125,7 @@ class Service:
         """
         if not self.config.record_frames:
             raise Refusal(ErrorCode.UNSUPPORTED, "this server records nothing: it was started with --record-frames 0")
-        events = place.session.events
+        events = await asyncio.to_thread(lambda: place.session.events)
         if events is None:
             text = "nothing of this session can be played again yet: it has made no frame, or its log is too short"
             raise Refusal(ErrorCode.BUSY, text, retry_after_ms=1000)
@@ -139,7 +139,7 @@ class Service:
         """
         self.lobby.check_open()
         asked = [CreateSession(model=body.model, init=script.init) for script in body.scripts]
-        return self.rollouts.create(body, [await self._opening(one) for one in asked])
+        return await self.rollouts.create(body, [await self._opening(one) for one in asked])
 
     async def come_back(self, session_id: str, resume_token: str) -> Place:
         """The session of that name, from the disk if it is not here; whoever comes must know its token.

@@ -246,12 +246,15 @@ class Session:
         """Queues frames that were decided elsewhere: a recording's, or a script's. They are not kept to be sent again.
 
         Raises:
-          Refusal: too many wait already.
+          Refusal: too many wait already, or they go back to what is not kept.
         """
         step = Step(type="step", step_id=f"frame {self._asked}")
+        opening = piece.opening
         with self._lock:
             self.source = piece.source
-        self._queue(_StepWork(step, piece.rows, self._asked, piece.source, piece.opening))
+            if opening is not None and opening.back_to is not None:
+                opening = dataclasses.replace(opening, memory=self._find(opening.back_to, None).memory)
+        self._queue(_StepWork(step, piece.rows, self._asked, piece.source, opening))
 
     @property
     def waiting_steps(self) -> int:
@@ -264,9 +267,10 @@ class Session:
 
     @property
     def events(self) -> Events | None:
-        """What decided its frames, as far back as that is known; None: nothing is."""
+        """What decided its frames, as far back as that is known; None: nothing is. Many beginnings take a while to read."""
         with self._lock:
-            return self._events.read()
+            log = self._events.copy()
+        return log.read()
 
     def restart(self, seed: int | None = None, source: Source | None = None) -> int:
         """Starts anew before `next_frame`, which it returns. Without a seed: the same dream again."""

@@ -161,6 +161,10 @@ class SnapshotStore:
             except (FileNotFoundError, FileExistsError):
                 continue  # another server was faster
             self._path(name, epoch).unlink(missing_ok=True)
+            if self._newest(name) > epoch + 1:
+                # Others went past meanwhile, and had perhaps had this very epoch: nobody keeps it.
+                self._path(name, epoch + 1).unlink(missing_ok=True)
+                continue
             self.touch(name, epoch + 1)
             return epoch + 1
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from wm_jax.serving.history import History
 from wm_jax.serving.keeper import sound
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.recording import Identity
-from wm_jax.serving.replay import Film, Report, SlotTaken, film, film_worker, frames_of
+from wm_jax.serving.replay import Film, Report, SlotTaken, film, film_worker, frames_of, to_its_end
 
 MAX_AT_ONCE = 4
 """Recordings that may be written for players at the same time."""
@@ -55,18 +56,17 @@ class Studio:
         if self._asked >= MAX_AT_ONCE:
             raise Refusal(ErrorCode.BUSY, "too many recordings are being written", retry_after_ms=5_000)
         self._asked += 1
-        out = Path(tempfile.mkstemp(suffix=".zip", dir=self.folder)[1])
+        out = self.folder / f"{secrets.token_hex(16)}.zip"
         try:
             await self.write(out, events, has_video, has_frames=False, report=lambda _: None)
         except SlotTaken:
-            out.unlink()
             text = (
                 "the video is made in a slot that no player needs, and there is none; try again later, or ask for "
                 "?video=false and make it with `python serve.py WORLD --replay recording.zip`"
             )
             raise Refusal(ErrorCode.FULL, text, param="video", retry_after_ms=5_000) from None
         except BaseException:
-            out.unlink()
+            out.unlink(missing_ok=True)  # told to stop after the last byte
             raise
         finally:
             self._asked -= 1
@@ -79,8 +79,8 @@ class Studio:
           SlotTaken: there is no free slot for the video, or a player took it.
           Refusal: a frame could not be made.
         """
-        for chapter in events.chapters:
-            await sound(chapter.opening)
+        for opening in {id(one.opening.memory): one.opening for one in events.chapters}.values():
+            await sound(opening)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             sha256 = None
@@ -90,14 +90,14 @@ class Studio:
                 sha256 = await self._film(video, lossless, events, report)
             info = self.identity.info(events, self._history, sha256, self._fps)
             made = sorted(folder.iterdir())
-            await asyncio.to_thread(recording.write, folder / "recording.zip", info, events, made)
+            write = asyncio.to_thread(recording.write, folder / "recording.zip", info, events, made)
+            await to_its_end(asyncio.ensure_future(write))
             (folder / "recording.zip").replace(out)  # whoever finds it finds it whole
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder)
+            await to_its_end(asyncio.ensure_future(asyncio.to_thread(shutil.rmtree, folder)))
 
     async def _film(self, video: Path | None, lossless: Path | None, events: Events, report: Report) -> str:
         config = self.identity.world.config
-        history = History(self._history.depth, self._history.every)
-        frames = frames_of(events, config.controls, self._fps, self._batcher, history)
+        frames = frames_of(events, config.controls, self._fps, self._batcher, self._history)
         reel = Film(video, lossless, self._fps, config.image, events.frames)
         return await film(frames, reel, self._worker, report)

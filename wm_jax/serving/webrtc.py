@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from aiortc import (
+    InvalidStateError,
     MediaStreamTrack,
     RTCConfiguration,
     RTCDataChannel,
@@ -61,6 +62,8 @@ CONNECT_S = 30.0
 OFFERS_PER_S = 1.0
 MAX_OFFERS_AT_ONCE = 4
 MAX_CANDIDATES = 64
+RECEIVING = ("sendrecv", "recvonly")
+DIRECTIONS = (*RECEIVING, "sendonly", "inactive")
 MAX_UNREAD = 256
 """Messages that may wait to be read; they only pile up within one turn of the event loop."""
 
@@ -76,17 +79,17 @@ class _Shown(NamedTuple):
 
 
 class FrameTrack(MediaStreamTrack):
-    """The session's frames on its own media clock; at most one waits, until the encoder is free."""
+    """The session's frames on its own media clock; at most one waits until the encoder is free, and a newer one replaces it."""
 
     kind = "video"
 
     def __init__(self, on_taken: Callable[[int], object]) -> None:
         super().__init__()
         self._on_taken = on_taken
-        self._next: asyncio.Queue[_Shown | None] = asyncio.Queue()
+        self._next: asyncio.Queue[_Shown | None] = asyncio.Queue(1)
 
     def show(self, pixels: UInt8[np.ndarray, "h w 3"], pts_ms: float, seq: int) -> None:
-        self._next.put_nowait(_Shown(pixels, pts_ms, seq))
+        self._replace(_Shown(pixels, pts_ms, seq))
 
     async def recv(self) -> Any:
         """The next frame, for aiortc's encoder.
@@ -105,7 +108,12 @@ class FrameTrack(MediaStreamTrack):
 
     def stop(self) -> None:
         super().stop()
-        self._next.put_nowait(None)
+        self._replace(None)
+
+    def _replace(self, shown: _Shown | None) -> None:
+        if self._next.full():
+            self._next.get_nowait()
+        self._next.put_nowait(shown)
 
 
 class RtcTransport:
@@ -133,7 +141,7 @@ class RtcTransport:
 
     def use_control(self, channel: RTCDataChannel) -> None:
         self._control = channel
-        channel.on("message", functools.partial(self._hear, parse_client_message))
+        channel.on("message", functools.partial(self._hear, _read_control))
         channel.on("close", self.lose)
         channel.on("close", self._is_closed.set)
 
@@ -222,7 +230,11 @@ class RtcTransport:
             raise Gone
         if self._control.bufferedAmount > MAX_UNSENT_BYTES:
             raise ClientStalled
-        self._control.send(dump(message))
+        try:
+            self._control.send(dump(message))
+        except (ValueError, InvalidStateError) as error:  # longer than the client's `max-message-size`, or just closed
+            log.info("a client over WebRTC cannot be told %s: %s", type(message).__name__, error)
+            raise Gone from None
 
 
 class Peer:
@@ -332,6 +344,7 @@ class Peers:
             raise Refusal(ErrorCode.WRONG_MODE, text, param="mode")
         check_offer(offer)
         self._check_rate(session_id)
+        self._service.lobby.await_client(place, CONNECT_S)
         for older in [peer for peer in self._peers.values() if peer.place is place and not peer.is_playing]:
             await older.hang_up()
         peer = Peer(self._service, place, self._forget)
@@ -377,10 +390,31 @@ def check_offer(offer: str) -> None:
     if media != ["application", "video"]:
         text = f"the offer has {', '.join(media) or 'no media'}; one video to receive and one data channel section are wanted"
         raise Refusal(ErrorCode.BAD_MESSAGE, text, param="sdp")
+    direction = _direction(lines)
+    if direction not in RECEIVING:
+        text = f"the video of the offer is {direction}; it must be received: {' or '.join(RECEIVING)}"
+        raise Refusal(ErrorCode.BAD_MESSAGE, text, param="sdp")
     candidates = sum(line.startswith("a=candidate:") for line in lines)
     if candidates > MAX_CANDIDATES:
         text = f"the offer has {candidates} candidates, {MAX_CANDIDATES} are enough"
         raise Refusal(ErrorCode.TOO_LARGE, text, param="sdp")
+
+
+def _direction(lines: list[str]) -> str:
+    """Which way the video of an offer goes: as its section says, else as the whole offer does, else both (RFC 8866)."""
+    section, found = "", {"": "sendrecv", "video": ""}
+    for line in lines:
+        if line.startswith("m="):
+            section = line[2:].partition(" ")[0]
+        elif section in found and line.removeprefix("a=") in DIRECTIONS:
+            found[section] = line.removeprefix("a=")
+    return found["video"] or found[""]
+
+
+def _read_control(data: str) -> ClientMessage | None:
+    """A message; None: of a frame, whose credit comes back when the encoder takes it and not when a client says so."""
+    message = parse_client_message(data)
+    return None if isinstance(message, FrameAck) else message
 
 
 def ice_servers(given: tuple[str, ...]) -> list[RTCIceServer]:

@@ -98,11 +98,13 @@ class Connection:
         try:
             await asyncio.wait([*tasks, self._finishing], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*tasks, *([self._saving] if self._saving else [])):
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            await self._say_goodbye([result for result in results if isinstance(result, Exception)])
-            self._leave()
+            try:
+                for task in (*tasks, *([self._saving] if self._saving else [])):
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                await self._say_goodbye([result for result in results if isinstance(result, Exception)])
+            finally:
+                self._leave()  # whatever happened: the next connection waits for it, and so does a drain
 
     def finish(self, message: Message, code: CloseCode) -> None:
         """Ends the connection with a last message."""
@@ -124,13 +126,15 @@ class Connection:
         """Sends an older connection of this session away, and waits until it has stopped using the outbox.
 
         Raises:
-          Refusal: the session has ended meanwhile.
+          Refusal: the session has ended meanwhile, also where it was taken up again since.
         """
         while (older := self._place.connection) is not None:
             taken = Error(code=ErrorCode.TAKEN_OVER, message="another connection took this session over", fatal=True)
             older.finish(taken, CloseCode.TAKEN_OVER)
             await older.closed.wait()
-        self._lobby.find(self._session.id)  # refuses: whoever ended it meanwhile knew nothing of this connection
+        if self._lobby.find(self._session.id) is not self._place:  # whoever ended it knew nothing of this connection
+            text = "this session ended and was taken up again since; connect again with its resume_token"
+            raise Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id")
 
     def _enter(self) -> None:
         place, session = self._place, self._session
@@ -138,6 +142,7 @@ class Connection:
             log.info("session resumes", extra={**place.named, "frame_id": session.frames, "from": "dropped socket"})
         place.connection = self
         place.was_connected = True
+        place.awaited_until = 0.0
         place.heard_at = time.monotonic()
         session.wants_pixels = self._transport.begin(session)
         self._outbox.clear(self._transport.credit_window or self._lobby.config.credit_window)
@@ -167,7 +172,7 @@ class Connection:
                 last = last or (FAILED, CloseCode.SERVER_FAILED)
         if last is None and not any(isinstance(failure, ClientStalled) for failure in failures):
             return
-        with contextlib.suppress(Gone, TimeoutError):
+        with contextlib.suppress(Gone, ClientStalled, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 code = CloseCode.POLICY if last is None else last[1]
                 for message in (*self._outbox.last_words(), last[0]) if last is not None else ():

@@ -1,6 +1,6 @@
 /** One session: opens it, keeps its socket alive, hands its frames on, measures key to pixel on this machine's own clock. */
 
-import { AUTH_PREFIX, CLOSE, SUBPROTOCOL } from "./protocol.js";
+import { AUTH_PREFIX, CLOSE, ERROR, SUBPROTOCOL } from "./protocol.js";
 import { Trace, quantile } from "./trace.js";
 
 const PING_MS = 4000;
@@ -174,12 +174,15 @@ export class Player extends EventTarget {
     return { p50: quantile(latencies, 0.5), p95: quantile(latencies, 0.95), count: latencies.length };
   }
 
-  /** What the server kept of this session: a file to replay, and the video. @returns {Promise<Blob>} */
-  async recording() {
+  /** What the server kept of this session: a file to replay, with the video where a slot is free to make it.
+   * @returns {Promise<{data: Blob, hasVideo: boolean}>} */
+  async recording(hasVideo = true) {
     const headers = { Authorization: `Bearer ${this.session.resumeToken}` };
-    const answer = await fetch(`/v1/sessions/${this.session.id}/recording`, { headers });
-    if (!answer.ok) throw new Refused(answer.status, await answer.json(), 0);
-    return answer.blob();
+    const answer = await fetch(`/v1/sessions/${this.session.id}/recording?video=${hasVideo}`, { headers });
+    if (answer.ok) return { data: await answer.blob(), hasVideo };
+    const refused = new Refused(answer.status, await answer.json(), 0);
+    if (hasVideo && refused.code === ERROR.FULL) return this.recording(false);
+    throw refused;
   }
 
   /** Comes back to a session, wherever it is now: of many servers another one may have taken it up.

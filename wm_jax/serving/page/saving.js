@@ -37,7 +37,9 @@ export class Saving {
     const button = /** @type {HTMLButtonElement} */ (at("download"));
     [button.disabled, button.textContent] = [true, "Making…"];
     try {
-      this._save(await this.player.recording());
+      const { data, hasVideo } = await this.player.recording();
+      this._save(data);
+      if (!hasVideo) notice("Saved without a video: this server has no free slot to make it in. serve.py --replay makes it from the file.");
     } catch (error) {
       const isNone = error instanceof Refused && (error.status === 404 || error.code === ERROR.UNSUPPORTED);
       button.hidden = isNone;
