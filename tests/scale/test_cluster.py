@@ -37,7 +37,7 @@ class Launched:
         options = {
             "replicas": 2, "slots": 2, "queue": 0, "port": port, "num-cpus": 0.1, "ray-cpus": 2, "ray-memory-mb": 100,
             "snapshots": self.kept, "snapshot-every-s": 0.2, "lease-s": 4, "drain-s": 0.3,
-            "cache-dir": os.environ["JAX_COMPILATION_CACHE_DIR"],
+            "cache-dir": os.environ["JAX_COMPILATION_CACHE_DIR"], "log": "json",
         }  # fmt: skip
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self._out = self._log.open("w")
@@ -92,6 +92,12 @@ class Launched:
             return None
         with safe_open(paths[-1], framework="numpy") as file:
             return json.loads(file.metadata()["record"])["frame_id"]
+
+    def process_named(self, name: str) -> int:
+        """The one process of that name, as Ray names it."""
+        names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(self.process.pid)}
+        (pid,) = [pid for pid, known in names.items() if known.startswith(name.encode())]
+        return pid
 
     def stop(self) -> None:
         """Told to stop it ends well, and leaves no process behind."""
@@ -222,6 +228,18 @@ def test_who_comes_back_finds_the_same_replica(cluster, player):
 
 
 @pytest.mark.slow
+def test_servers_and_gateway_log_as_they_were_asked_to(cluster, player):
+    owner, gateway = cluster.owner(player.session.id), cluster.process_named("ray::ServeReplica:wm_jax:gateway")
+    for pid, event, name, value in (
+        (owner["pid"], "session begins", "session_id", player.session.id),
+        (gateway, "gateway begins", "replicas", 2),
+    ):
+        lines = Path(f"/proc/{pid}/fd/2").read_text().splitlines()
+        told = [json.loads(line) for line in lines if line.startswith("{")]
+        assert [one for one in told if one["event"] == event and one[name] == value], lines
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.full)])
 def test_killed_at_any_moment_a_session_goes_on_elsewhere_where_it_was_last_written(cluster, player, kills):
     rng = np.random.default_rng(kills)
@@ -252,8 +270,7 @@ def test_killed_at_any_moment_a_session_goes_on_elsewhere_where_it_was_last_writ
 @pytest.mark.slow
 def test_a_directory_that_is_killed_comes_back_and_knows_who_plays_where(cluster, player):
     player.play()
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(cluster.process.pid)}
-    (directory,) = [pid for pid, name in names.items() if name.startswith(b"ray::Directory")]
+    directory = cluster.process_named("ray::Directory")
     os.kill(directory, signal.SIGKILL)
     cluster.wait_until(lambda: not is_alive(directory))
     player.start()

@@ -1,10 +1,14 @@
 """The directory of replicas and sessions, with a clock of its own and no cluster."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from wm_jax.ports.published import Published
+from wm_jax.scale.__main__ import ScaleArgs, resolved
 from wm_jax.scale.autoscale import wanted
+from wm_jax.scale.cluster import check_cluster
 from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
 from wm_jax.scale.directory import ORPHAN_S, Beat, Directory, Load, Orders
 from wm_jax.serving.config import ServeConfig
@@ -184,6 +188,47 @@ def test_where_all_are_too_slow_there_is_one_more(directory, clock):
 def test_a_cluster_that_cannot_be_is_refused(setting, text):
     with pytest.raises(ScaleError, match=text):
         ScaleConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "offered", "text"),
+    [
+        ({}, {"CPU": 1.0}, r"2 replicas want 2 CPU \(there: 1\).*--num-cpus"),
+        ({"num_cpus": 0.5}, {"CPU": 1.0}, None),
+        ({"num_gpus": 1}, {"CPU": 8.0}, r"2 GPU \(there: 0\).*--num-gpus"),
+        ({"replicas": 4, "resources": '{"TPU": 1}'}, {"CPU": 8.0, "TPU": 4.0}, None),
+        ({"replicas": 5, "resources": '{"TPU": 1}'}, {"CPU": 8.0, "TPU": 4.0}, r"5 TPU \(there: 4\).*--resources"),
+    ],
+)
+def test_what_a_cluster_has_too_little_of_is_told(setting, offered, text, caplog):
+    here, joined = ScaleConfig(**setting), ScaleConfig(**setting, address="auto")
+    if text is None:
+        check_cluster(ServeConfig(), here, 1, offered)
+    else:
+        with pytest.raises(ScaleError, match=text):
+            check_cluster(ServeConfig(), here, 1, offered)
+    check_cluster(ServeConfig(), joined, 1, offered)  # it may yet grow
+    assert bool(caplog.records) == (text is not None)
+
+
+def test_of_several_machines_each_must_be_reached_by_the_others():
+    offered = {"CPU": 8.0}
+    with pytest.raises(ScaleError, match="--host 0.0.0.0"):
+        check_cluster(ServeConfig(), ScaleConfig(address="auto"), 2, offered)
+    check_cluster(ServeConfig(host="0.0.0.0", auth="x"), ScaleConfig(address="auto"), 2, offered)
+
+
+def test_replicas_are_given_whole_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "world").mkdir()
+    server = ServeConfig(snapshots="kept", cache_dir="~/compiled")
+    whole = resolved(ScaleArgs(Path("world"), None, Path("first.png"), Published(weights=Path("w")), server))
+    assert (whole.world, whole.prompt, whole.published.weights) == tuple(
+        tmp_path / name for name in ("world", "first.png", "w")
+    )
+    assert (whole.server.snapshots, whole.server.cache_dir) == (f"{tmp_path}/kept", f"{tmp_path}/me/compiled")
+    assert resolved(ScaleArgs(Path("oasis-500m"))) == ScaleArgs(Path("oasis-500m"))
 
 
 def test_pages_that_come_from_the_gateway_may_play_on_a_replica():

@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import dataclasses
+import io
 import itertools
+import socket
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -22,6 +26,7 @@ import wm_jax as wm
 from tests.serving.conftest import Server, Talk, serving, tiny_prompts
 from wm_jax.client import ServerError, connect, open_session
 from wm_jax.rest import socket_url
+from wm_jax.scale import gateway as gateway_module
 from wm_jax.scale.config import ScaleConfig
 from wm_jax.scale.directory import Directory
 from wm_jax.scale.gateway import make_gateway
@@ -409,6 +414,85 @@ def test_behind_a_proxy_sockets_have_the_address_that_players_see(cluster, pair)
     assert ticket["ws_url"] == f"wss://play.example/127.0.0.1/{port}/v1/sessions/{ticket['session_id']}/ws"
     assert socket_url("https://play.example", {"ws_url": "ws://play.example/x"}) == "wss://play.example/x"
     assert socket_url("https://play.example", {"ws_url": "ws://10.0.0.1:9000/x"}) == "ws://10.0.0.1:9000/x"
+
+
+def test_spectators_are_told_where_they_can_connect(cluster, pair):
+    invited = []
+    for settings in ({"media_url": "wss://play.example/{host}/{port}"}, {"is_proxied": True}):
+        with gateway(cluster, **settings) as proxied:
+            ticket = cluster.http.post(f"{proxied}/v1/sessions", json=STEPPED).json()
+            invited.append(cluster.http.post(f"{proxied}/v1/sessions/{ticket['session_id']}/spectators").json())
+            assert urlsplit(invited[-1]["ws_url"]).netloc == urlsplit(ticket["ws_url"]).netloc
+            assert invited[-1]["ws_url"] == ticket["ws_url"]
+            if "is_proxied" in settings:
+                with playing(ticket) as talk, playing(invited[-1]) as watcher:
+                    assert watcher.wait_for("session.created")["role"] == "spectator"
+                    frames = steps(talk, 2, 1)
+                    ((header, pixels),) = watcher.wait_for_frames(1)  # a slow one loses some
+                    assert (header["frame_id"], pixels) in frames
+
+
+def test_a_recording_may_take_long_and_be_long(cluster, pair, monkeypatch):
+    ticket = cluster.create()
+    server = cluster.servers[cluster.owner(ticket["session_id"]) or ""]
+    with playing(ticket) as talk:
+        steps(talk, 3, 1)
+    at_once, path = server.service.record, f"/v1/sessions/{ticket['session_id']}/recording?video=false"
+
+    async def record(*asked: Any) -> Path:
+        await asyncio.sleep(0.8)
+        return await at_once(*asked)
+
+    monkeypatch.setattr(server.service, "record", record)
+    monkeypatch.setattr(gateway_module, "ANSWER_S", 0.4)
+    monkeypatch.setattr(gateway_module, "PIECE", 100)
+    with gateway(cluster) as hurried:
+        answer = cluster.http.get(hurried + path)
+        assert answer.status_code == 200 and int(answer.headers["Content-Length"]) == len(answer.content) > 200
+        assert "events.jsonl" in zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+        assert cluster.http.get(f"{hurried}/v1/sessions/nobody/recording").json()["code"] == "unknown_session"
+    assert not any(known.is_lost for known in cluster.tell("replicas"))
+
+
+def test_a_recording_that_nobody_waits_for_is_not_made(cluster, pair, monkeypatch):
+    ticket = cluster.create()
+    server = cluster.servers[cluster.owner(ticket["session_id"]) or ""]
+    asked, stopped = threading.Event(), threading.Event()
+
+    async def record(*_: Any) -> Path:
+        asked.set()
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            stopped.set()
+
+    monkeypatch.setattr(server.service, "record", record)
+    monkeypatch.setattr(gateway_module, "LOOK_S", 0.05)
+    with pytest.raises(httpx.ReadTimeout):
+        cluster.http.get(f"{cluster.url}/v1/sessions/{ticket['session_id']}/recording", timeout=0.3)
+    assert asked.wait(20) and stopped.wait(20)
+
+
+def test_one_that_is_slow_to_answer_is_not_lost(cluster, pair, monkeypatch):
+    monkeypatch.setattr(gateway_module, "ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening, gateway(cluster) as hurried:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        beat = dataclasses.replace(cluster.tell("replicas")[0].beat, replica="slow", url=url, epochs={"slow-one": 0})
+        cluster.tell("beat", dataclasses.replace(beat, load=dataclasses.replace(beat.load, free_slots=99)))
+        try:
+            for method, path in (("POST", "/v1/sessions"), ("GET", "/v1/sessions/slow-one")):
+                refused = cluster.http.request(method, hurried + path)
+                assert (refused.status_code, refused.json()["code"]) == (503, "busy") and refused.headers["Retry-After"]
+            assert cluster.owner("slow-one") == "slow"
+        finally:
+            cluster.tell("leave", "slow")
+
+
+def test_tokens_that_only_one_server_would_take_are_not_made(cluster, pair):
+    refused = cluster.http.post(f"{cluster.url}/v1/tokens", json={})
+    assert (refused.status_code, refused.json()["code"]) == (422, "unsupported") and "--auth" in refused.text
+    with gateway(cluster, auth="secret") as guarded:
+        assert cluster.http.post(f"{guarded}/v1/tokens", json={}).status_code == 201
 
 
 def test_through_one_port_a_player_sees_the_same_frames_and_close_codes(cluster, pair):

@@ -15,6 +15,7 @@ from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
 from wm_jax.serving.choice import Choice
 from wm_jax.serving.config import ServeConfig
 
+REPLICAS_OF_A_POD = {"gpu": 1, "tpu": 1, "trainium": 2}
 POOLS = {"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu", "trainium": "aws.amazon.com/neuron"}
 
 
@@ -38,7 +39,7 @@ def chosen(manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[C
 
 def test_every_document_is_named_and_of_a_known_kind(folder):
     known = {
-        ("v1", "Secret"), ("v1", "PersistentVolumeClaim"), ("v1", "ConfigMap"), ("v1", "Service"), ("apps/v1", "Deployment"),
+        ("v1", "PersistentVolumeClaim"), ("v1", "ConfigMap"), ("v1", "Service"), ("apps/v1", "Deployment"),
         ("networking.k8s.io/v1", "NetworkPolicy"), ("ray.io/v1", "RayService"),
     }  # fmt: skip
     found = [(path.name, one) for path in sorted(folder.glob("*.yaml")) for one in documents(path)]
@@ -47,6 +48,7 @@ def test_every_document_is_named_and_of_a_known_kind(folder):
     )
     (claim,) = [one for _, one in found if one["kind"] == "PersistentVolumeClaim"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"] and claim["spec"]["resources"]["requests"]["storage"]
+    assert claim["spec"]["storageClassName"], "the default one of most clusters gives no ReadWriteMany"
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -61,8 +63,12 @@ def test_a_pool_has_what_kuberay_and_the_servers_need(folder, pool, monkeypatch)
     assert spec["rayVersion"] and group["groupName"] and isinstance(group["rayStartParams"], dict)
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert head["containers"][0]["image"] == container["image"]
-    # One pod a replica, each with its accelerators, which cannot be overcommitted.
-    assert (group["minReplicas"], group["maxReplicas"]) == (scale.replicas, scale.max_replicas)
+    # A device each: as many replicas as the accelerators of all pods, which cannot be overcommitted.
+    most = scale.max_replicas
+    assert (group["minReplicas"] * REPLICAS_OF_A_POD[pool], group["maxReplicas"] * REPLICAS_OF_A_POD[pool]) == (
+        scale.replicas,
+        most,
+    )
     limits, requests = container["resources"]["limits"], container["resources"]["requests"]
     assert int(limits[POOLS[pool]]) == int(requests[POOLS[pool]]) >= 1
     # Everybody sees the folder; nobody else reads the secret.
@@ -70,6 +76,8 @@ def test_a_pool_has_what_kuberay_and_the_servers_need(folder, pool, monkeypatch)
     for path in (server.snapshots, server.cache_dir):
         assert any(str(path).startswith(mount + "/") for mount in mounted)
     assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
+    assert spec["authOptions"] == {"mode": "token"}, "nobody else speaks to Ray"
+    assert head["securityContext"]["fsGroup"] == pod["securityContext"]["fsGroup"], "both write to the folder"
     assert server.auth == "secret" and "secret" not in manifest["spec"]["serveConfigV2"]
     assert {entry["name"] for entry in container["env"]} >= {"WM_JAX_AUTH", "RAY_USAGE_STATS_ENABLED"}
     # The drain fits into the time that the kubelet gives.
@@ -87,10 +95,11 @@ def test_ray_counts_the_accelerators_that_the_pod_has(folder, monkeypatch):
     rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     chips = int(pod["containers"][0]["resources"]["limits"]["google.com/tpu"])
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] and group["numOfHosts"] * chips == rows * columns
-    assert chosen(tpu, monkeypatch)[2].needs() == {"TPU": chips}
+    assert chosen(tpu, monkeypatch)[2].needs() == {"TPU": chips} == {"TPU": 1}, "a server computes on one"
     group = trainium["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     offered = json.loads(json.loads(group["rayStartParams"]["resources"]))
-    assert chosen(trainium, monkeypatch)[2].needs() == offered == {"neuron_cores": 2}
+    needed = chosen(trainium, monkeypatch)[2].needs()
+    assert needed == {"neuron_cores": 1} and offered == {"neuron_cores": REPLICAS_OF_A_POD["trainium"]}
 
 
 def test_the_proxy_lets_the_sockets_through_that_tickets_name_and_nothing_else(folder, monkeypatch):
@@ -114,9 +123,48 @@ def test_the_proxy_lets_the_sockets_through_that_tickets_name_and_nothing_else(f
         "/media/10.8.0.7/9000/metrics",
     ):
         assert compiled.match(other) is None
-    policy = next(one for one in documents(folder / "media.yaml") if one["kind"] == "NetworkPolicy")
-    ports = policy["spec"]["ingress"][0]["ports"]
-    assert {"protocol": "TCP", "port": scale.media_port, "endPort": scale.media_port + 99} in ports
+
+
+def test_who_reaches_replicas_and_head(folder, monkeypatch):
+    (gpu,) = documents(folder / "gpu.yaml")
+    _, _, scale = chosen(gpu, monkeypatch)
+    policies = [one["spec"] for one in documents(folder / "media.yaml") if one["kind"] == "NetworkPolicy"]
+    media = {"podSelector": {"matchLabels": {"app": "wm-jax-media"}}}
+    cluster_itself = {"podSelector": {"matchExpressions": [{"key": "ray.io/cluster", "operator": "Exists"}]}}
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay"}}}
+    proxy, dashboard = ({"protocol": "TCP", "port": port} for port in (8000, 8265))
+    sockets = {"protocol": "TCP", "port": scale.media_port, "endPort": scale.media_port + 99}
+    found = {
+        tuple(policy["podSelector"]["matchLabels"].values()): [
+            (who, rule.get("ports", "all")) for rule in policy["ingress"] for who in rule["from"]
+        ]
+        for policy in policies
+    }
+    assert found == {
+        ("wm-jax-replica",): [
+            (media, [proxy, sockets]),
+            (cluster_itself, "all"),
+            (monitoring, [proxy, sockets]),
+        ],
+        ("head",): [
+            (cluster_itself, "all"),
+            (media, [proxy]),
+            (monitoring, [proxy]),
+            (operator, [dashboard, proxy]),
+        ],
+    }
+    assert gpu["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["metadata"]["labels"] == {
+        "app": "wm-jax-replica"
+    }
+
+
+def test_the_image_has_the_ray_of_the_manifests(folder):
+    image = re.search(r"^FROM rayproject/ray:([\d.]+)-", (folder / "Dockerfile").read_text(), re.MULTILINE)
+    assert image is not None
+    for pool in POOLS:
+        (manifest,) = documents(folder / f"{pool}.yaml")
+        assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == image[1]
 
 
 def test_settings_that_are_none_are_refused(monkeypatch):
@@ -140,5 +188,5 @@ def test_settings_that_are_none_are_refused(monkeypatch):
 
 def test_without_ray_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ScaleError, match=r"pip install 'wm_jax\[scale\]'"):
+    with pytest.raises(ScaleError, match=r"pip install -e '\.\[scale\]'"):
         cluster.require_ray()

@@ -3,8 +3,9 @@
     python -m wm_jax.scale worlds/coinrun --replicas 2 --slots 4 --snapshots sessions     then open http://127.0.0.1:8000
     python -m wm_jax.scale worlds/coinrun --replicas 4 --num-gpus 1                        a GPU each
     python -m wm_jax.scale worlds/coinrun --replicas 2 --max-replicas 8 --spare-slots 4    more where slots run out
-    python -m wm_jax.scale worlds/coinrun --address auto                      on a Ray cluster that runs already
-    kill -HUP PID                                       replaces replica after replica: new weights, nobody loses a world
+    python -m wm_jax.scale worlds/coinrun --address auto --host 0.0.0.0 --auth SECRET --resume-url http://HEAD:8000
+                                                                              on a Ray cluster that runs already
+    kill -HUP PID                                       replaces replica after replica; with the same weights nobody loses a world
     python -m wm_jax.scale.drain                        lets the players of this machine go, before it is switched off
 
 Players talk to the address that is shown: it seats them, and tells each the address of the replica that plays with them.
@@ -12,7 +13,6 @@ With --snapshots, a folder that all machines see, a session outlives its replica
 """
 
 import dataclasses
-import logging
 import queue
 import signal
 import sys
@@ -27,6 +27,7 @@ from wm_jax.config import ConfigError
 from wm_jax.ports.published import Published
 from wm_jax.scale import cluster
 from wm_jax.scale.config import ScaleConfig, ScaleError
+from wm_jax.serving import logs
 from wm_jax.serving.choice import Choice
 from wm_jax.serving.config import ServeConfig
 
@@ -54,7 +55,6 @@ class ScaleArgs:
 
 def main() -> None:
     console = Console()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     try:
         args = tyro.cli(ScaleArgs, description=__doc__)
         cluster.require_ray()
@@ -66,8 +66,9 @@ def main() -> None:
 
 def run(args: ScaleArgs, console: Console) -> None:
     """Serves until told to stop (Ctrl-C, SIGTERM); a SIGHUP replaces the replicas one after the other."""
+    logs.configure(args.server.log)
+    args = resolved(args)
     choice = Choice(args.world, args.device, args.prompt, args.published)
-    choice = dataclasses.replace(choice, world=_absolute(args.world))
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:
         cluster.start(args.server, args.scale)
@@ -87,9 +88,23 @@ def run(args: ScaleArgs, console: Console) -> None:
         cluster.stop(args.scale)
 
 
-def _absolute(world: Path) -> Path:
-    """A folder by its full name, since replicas have another working directory; a published name stays as it is."""
-    return world.resolve() if world.exists() else world
+def resolved(args: ScaleArgs) -> ScaleArgs:
+    """The same with every folder and file by its full name: replicas have other working directories."""
+
+    def absolute(path: Path | str | None) -> Path | None:
+        return None if path is None else Path(path).expanduser().resolve()
+
+    def written(path: str | None) -> str | None:
+        return None if path is None else str(absolute(path))
+
+    server = args.server
+    return dataclasses.replace(
+        args,
+        world=args.world.resolve() if args.world.exists() else args.world,  # or a published world's name
+        prompt=absolute(args.prompt),
+        published=dataclasses.replace(args.published, weights=absolute(args.published.weights)),
+        server=dataclasses.replace(server, snapshots=written(server.snapshots), cache_dir=written(server.cache_dir)),
+    )
 
 
 if __name__ == "__main__":

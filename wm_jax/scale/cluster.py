@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
 from wm_jax.scale.directory import Beat, Directory, Orders
 from wm_jax.scale.heart import DirectoryLost
 from wm_jax.scale.replica import SAVE_S, Replica
+from wm_jax.serving import logs
 from wm_jax.serving.choice import Choice
 from wm_jax.serving.config import ServeConfig, is_loopback
 from wm_jax.serving.protocol import ErrorCode, Refusal
@@ -41,7 +43,7 @@ def require_ray() -> None:
         import ray
         from ray import serve
     except ImportError as error:
-        raise ScaleError(f"Ray Serve is not installed ({error}): pip install 'wm_jax[scale]'") from None
+        raise ScaleError(f"Ray Serve is not installed ({error}): pip install -e '.[scale]'") from None
     assert ray.__version__ and serve
 
 
@@ -52,6 +54,7 @@ class Engine:
         import ray
         from ray import serve
 
+        logs.configure(server.log)
         name = serve.get_replica_context().replica_id.unique_id
         node = ray.util.get_node_ip_address()
         host = scale.media_host or ("127.0.0.1" if is_loopback(server.host) else node)
@@ -106,6 +109,7 @@ def application(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> Any:
     from wm_jax.scale.gateway import make_gateway
 
     def build() -> Any:
+        logs.configure(server.log)
         known = directory(scale.lease_s)
 
         async def ask(method: str, *arguments: Any) -> Any:
@@ -116,6 +120,7 @@ def application(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> Any:
                 text = "the directory of sessions is being started again"
                 raise Refusal(ErrorCode.FULL, text, retry_after_ms=1_000) from None
 
+        log.info("gateway begins", extra={"replicas": scale.replicas})
         return make_gateway(server, ask, scale)
 
     replica_config(server, scale)  # refuses here, not in a replica that would be started again and again
@@ -178,6 +183,7 @@ def start(server: ServeConfig, scale: ScaleConfig) -> None:
 
     Raises:
       OSError: the address is taken or not this machine's, or no cluster answers at that address.
+      ScaleError: this machine has too little for so many replicas, or no other machine could reach them.
     """
     import ray
     from ray import serve
@@ -196,7 +202,35 @@ def start(server: ServeConfig, scale: ScaleConfig) -> None:
         )
     else:
         ray.init(address=scale.address, namespace=NAME, logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        machines = sum(node["Alive"] for node in ray.nodes())
+        check_cluster(server, scale, machines, ray.cluster_resources())
+    except ScaleError:
+        ray.shutdown()  # and nothing else: on a cluster that was joined something may be served
+        raise
     serve.start(proxy_location="HeadOnly", http_options={"host": server.host, "port": server.port})
+
+
+def check_cluster(server: ServeConfig, scale: ScaleConfig, machines: int, offered: Mapping[str, float]) -> None:
+    """Passes where all replicas could start and be reached; on a cluster that may yet grow, too little is only told.
+
+    Args:
+      machines: How many it has.
+      offered: What Ray counts on all of them.
+
+    Raises:
+      ScaleError: they could not.
+    """
+    if machines > 1 and is_loopback(server.host):
+        raise ScaleError(
+            f"this cluster has {machines} machines, and host {server.host} can be reached from one: pass --host 0.0.0.0 "
+            "--auth SECRET --resume-url https://..., the address that players type"
+        )
+    lacking = scale.lacking(offered)
+    if lacking is not None and scale.address is None:
+        raise ScaleError(lacking)
+    if lacking is not None:
+        log.warning("%s, or wait for machines that come", lacking)
 
 
 def deploy(choice: Choice, server: ServeConfig, scale: ScaleConfig) -> None:

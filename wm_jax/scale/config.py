@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 from wm_jax.serving.config import ServeConfig, is_loopback
 
@@ -15,15 +16,15 @@ class ScaleConfig:
     """Everything about many servers that is not about one of them.
 
     Attributes:
-      replicas: Servers of this world; each has a device, or a slice of them, and `slots` players.
+      replicas: Servers of this world; each has one device, the first that JAX finds there, and `slots` players.
       max_replicas: More of them where players find too few free slots; None: never more than `replicas`.
       spare_slots: Free slots there should always be, for the next player; what `max_replicas` is used for.
       up_s: Seconds for which more replicas must be wanted until there are more.
       down_s: Seconds for which fewer must be enough until one goes.
       address: An existing Ray cluster ("auto", "ray://head:10001"); None: start one on this machine.
       num_cpus: CPUs that Ray counts for one replica.
-      num_gpus: GPUs that Ray counts for one replica.
-      resources: What else one replica needs, as JSON: '{"TPU": 4}', '{"neuron_cores": 2}'.
+      num_gpus: GPUs that Ray counts for one replica, which then sees no other; 0: it takes the first of its machine.
+      resources: What else one replica needs, as JSON: '{"TPU": 1}', '{"neuron_cores": 1}'.
       ray_cpus: CPUs of the cluster that is started here; None: all of this machine.
       ray_memory_mb: Ray's shared memory in the cluster that is started here. Nothing large is kept there.
       media_host: The name by which players reach a replica's machine; None: its address in the cluster.
@@ -83,9 +84,22 @@ class ScaleConfig:
             found = None
         if not isinstance(found, dict) or not all(type(value) in (int, float) for value in found.values()):
             raise ScaleError(
-                f"resources is {self.resources!r}; it must be a JSON object of numbers, as '{{\"TPU\": 4}}'"
+                f"resources is {self.resources!r}; it must be a JSON object of numbers, as '{{\"TPU\": 1}}'"
             )
         return {str(name): float(value) for name, value in found.items()}
+
+    def lacking(self, offered: Mapping[str, float]) -> str | None:
+        """What a cluster has too little of for all replicas, and the way out; None: it has enough."""
+        flags = {"CPU": "--num-cpus", "GPU": "--num-gpus"}
+        wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.needs()}
+        short = [name for name, each in wanted.items() if offered.get(name, 0.0) < self.replicas * each]
+        if not short:
+            return None
+        told = ", ".join(
+            f"{self.replicas * wanted[name]:g} {name} (there: {offered.get(name, 0.0):g})" for name in short
+        )
+        ways = " or ".join(dict.fromkeys(flags.get(name, "--resources") for name in short))
+        return f"{self.replicas} replicas want {told}, and some would never start: lower --replicas, or {ways}"
 
 
 def replica_config(server: ServeConfig, scale: ScaleConfig) -> ServeConfig:

@@ -1,12 +1,13 @@
 """The one address of many servers: seats each player on a replica, finds sessions again, and hands REST calls to their replica.
 
-Frames never pass here: a ticket's `ws_url` is the replica's own.
+Frames never pass here: a ticket's `ws_url` is the replica's own, unless `is_proxied`.
 """
 
+import asyncio
 import importlib.metadata
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import jax
 from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -23,7 +25,7 @@ from wm_jax.scale.config import ScaleConfig
 from wm_jax.scale.directory import Address, Replica, Whereabouts
 from wm_jax.scale.proxy import carry
 from wm_jax.serving.app import add_manners
-from wm_jax.serving.bodies import Readiness, SessionTicket, Version
+from wm_jax.serving.bodies import Readiness, SessionTicket, SpectatorTicket, Version
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.limits import check_secret
 from wm_jax.serving.protocol import ErrorCode, Refusal
@@ -33,6 +35,12 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 2.0
 ANSWER_S = 60.0
+PATIENCE = aiohttp.ClientTimeout(connect=CONNECT_S)
+RECORDING = aiohttp.ClientTimeout(connect=CONNECT_S, sock_read=3600.0)
+"""A server may take long to dream a whole session again, for the video of its recording."""
+LOOK_S = 0.5
+"""How often it is looked whether whoever asked for a recording is still there."""
+PIECE = 65_536
 FULL = 503
 HANDED_ON = ("authorization", "content-type", "accept", "if-match", "origin", "traceparent", "x-request-id")
 """Of a request's headers: a token may be good for some pages only, and logs name requests as the client does."""
@@ -63,17 +71,18 @@ class Gateway:
         self._ask = ask
         self._scale = scale
         self._http: aiohttp.ClientSession | None = None
-        self._sockets: aiohttp.ClientSession | None = None
+        self._patient: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Can reach the replicas while the gateway is up."""
         timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
-        # A connection each: one that the replica closes while it is reused would look like a replica that is gone.
-        fresh = aiohttp.TCPConnector(force_close=True)
+        # A connection each: one that the replica closes while it is reused would look like a replica that is gone. As many as
+        # there are: one that waited for another to end would look so as well.
+        fresh, others = (aiohttp.TCPConnector(force_close=True, limit=0) for _ in range(2))
         async with (
             aiohttp.ClientSession(timeout=timeout, auto_decompress=False, connector=fresh) as self._http,
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=CONNECT_S)) as self._sockets,
+            aiohttp.ClientSession(timeout=PATIENCE, auto_decompress=False, connector=others) as self._patient,
         ):
             yield
 
@@ -120,6 +129,25 @@ class Gateway:
                 return answer
         raise _gone()
 
+    async def recording(self, request: Request, session_id: str) -> Response:
+        """Hands a recording on as it comes: a server may take minutes to make it, and it may be long.
+
+        Raises:
+          Refusal: no replica has the session, or its server took too long.
+        """
+        assert self._patient is not None, "the gateway is running"
+        found: Whereabouts | None = await self._ask("find", session_id)
+        if found is not None and found.address is not None:
+            async with self._reaching(found.address):
+                url = f"{found.address.url}{_path(request)}"
+                asking = self._patient.get(url, headers=_headers(request), timeout=RECORDING)
+                answer = await _while_connected(request, asking)
+                if answer is None:
+                    return Response(status_code=499)  # nobody reads it
+                length = {"content-length": str(answer.content_length)} if answer.content_length is not None else {}
+                return StreamingResponse(_pieces(answer), answer.status, {**_kept(answer.headers), **length})
+        raise _gone()
+
     async def carry(self, websocket: WebSocket, session_id: str) -> None:
         """Hands a socket over to the session's replica.
 
@@ -127,11 +155,11 @@ class Gateway:
           Refusal: a foreign page's, or no replica has the session.
         """
         check_origin(websocket, self.config)
-        assert self._sockets is not None, "the gateway is running"
+        assert self._patient is not None, "the gateway is running"
         found: Whereabouts | None = await self._ask("find", session_id)
         if found is not None and found.address is not None:
             try:
-                await carry(websocket, self._sockets, f"{found.address.url}{websocket.url.path}")
+                await carry(websocket, self._patient, f"{found.address.url}{websocket.url.path}")
                 return
             except aiohttp.ClientConnectionError:
                 await self._ask("lost", found.address.replica)
@@ -181,40 +209,50 @@ class Gateway:
         raise _none_ready()
 
     async def _hand_over(self, address: Address, request: Request, path: str) -> Response | None:
-        """The replica's answer; None: it cannot be reached."""
+        """The replica's answer; None: it cannot be reached.
+
+        Raises:
+          Refusal: it can be reached, and is too slow.
+        """
         assert self._http is not None, "the gateway is running"
-        headers = {name: request.headers[name] for name in HANDED_ON if name in request.headers}
         body = await request.body()
-        query = f"?{request.url.query}" if request.url.query else ""
-        try:
-            async with self._http.request(
-                request.method, f"{address.url}{path}{query}", data=body or None, headers=headers
-            ) as answer:
+        async with self._reaching(address):
+            url = f"{address.url}{_path(request, path)}"
+            async with self._http.request(request.method, url, data=body or None, headers=_headers(request)) as answer:
                 content = await answer.read()
-                status, found = answer.status, answer.headers
+            if answer.status in (200, 201) and path.startswith("/v1/sessions"):
+                content = await self._seated(address, request, content)
+            return Response(content, answer.status, _kept(answer.headers))
+        return None
+
+    @asynccontextmanager
+    async def _reaching(self, address: Address) -> AsyncIterator[None]:
+        """Ends quietly where the replica cannot be reached, which the directory is told; one that is slow is not lost.
+
+        Raises:
+          Refusal: it is slow.
+        """
+        try:
+            yield
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            log.warning("replica %s at %s does not answer: %s", address.replica, address.url, error)
+            log.warning("replica %s at %s does not answer: %r", address.replica, address.url, error)
             self.counts.unreachable += 1
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise _slow() from None
             await self._ask("lost", address.replica)
-            return None
-        if status in (200, 201) and path.startswith("/v1/sessions"):
-            content = await self._seated(address, request, content)
-        kept = {name: value for name, value in found.items() if not name.lower().startswith(OWN)}
-        return Response(content, status, kept)
 
     async def _seated(self, address: Address, request: Request, content: bytes) -> bytes:
-        """Enters a new ticket's session into the directory, and its socket's address as players reach it."""
-        try:
-            told = json.loads(content)
-            ticket = SessionTicket.model_validate(told)
-        except ValueError:
-            return content  # another answer than a ticket
-        await self._ask("own", ticket.session_id, address.replica)
+        """Enters a new ticket's session into the directory, and its socket's address as players and spectators reach it."""
+        told, ticket = _ticket(content)
+        if ticket is None:
+            return content
+        if isinstance(ticket, SessionTicket):
+            await self._ask("own", ticket.session_id, address.replica)
+            if ticket.webrtc_url is not None:  # what is agreed on goes through the gateway, the frames do not
+                told["webrtc_url"] = f"{request.url.scheme}://{request.url.netloc}{urlsplit(ticket.webrtc_url).path}"
         base = self._media_base(address, request)
         if base is not None:
             told["ws_url"] = base.rstrip("/") + urlsplit(ticket.ws_url).path
-        if ticket.webrtc_url is not None:  # what is agreed on goes through the gateway, the frames do not
-            told["webrtc_url"] = f"{request.url.scheme}://{request.url.netloc}{urlsplit(ticket.webrtc_url).path}"
         return json.dumps(told).encode()
 
     def _media_base(self, address: Address, request: Request) -> str | None:
@@ -333,6 +371,10 @@ def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
         """Where to connect again, for the bearer of the session's resume token."""
         return await gateway.resume(request, session_id)
 
+    @app.get("/v1/sessions/{session_id}/recording", include_in_schema=False)
+    async def recording(request: Request, session_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await gateway.recording(request, session_id)
+
     async def forward(request: Request, session_id: str) -> Response:
         return await gateway.forward(request, session_id)
 
@@ -344,7 +386,12 @@ def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
 
     app.add_api_route("/v1/models", anywhere, methods=["GET"], include_in_schema=False)
     app.add_api_route("/v1/models/{model_id}", anywhere, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/v1/tokens", anywhere, methods=["POST"], include_in_schema=False)
+
+    @app.post("/v1/tokens", include_in_schema=False)
+    async def tokens(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        if gateway.config.auth is None:
+            raise _unsigned()
+        return await gateway.anywhere(request)
 
 
 def _add_socket(app: FastAPI, gateway: Gateway) -> None:
@@ -371,6 +418,62 @@ def _shown(known: Replica) -> dict[str, Any]:
         "ready": load.is_ready,
         "draining": load.is_draining or known.must_drain,
     }
+
+
+def _path(request: Request, path: str | None = None) -> str:
+    """What a replica is asked for: the path of this request, or another, with its query."""
+    return f"{path or request.url.path}{f'?{request.url.query}' if request.url.query else ''}"
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in HANDED_ON if name in request.headers}
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if not name.lower().startswith(OWN)}
+
+
+def _ticket(content: bytes) -> tuple[Any, SessionTicket | SpectatorTicket | None]:
+    """What a replica answered, and the ticket that it is, if it is one."""
+    told = None
+    for kind in (SessionTicket, SpectatorTicket):
+        with contextlib.suppress(ValueError):
+            told = json.loads(content)
+            return told, kind.model_validate(told)
+    return told, None
+
+
+async def _while_connected(
+    request: Request, asking: Awaitable[aiohttp.ClientResponse]
+) -> aiohttp.ClientResponse | None:
+    """The head of an answer; None: whoever asked has gone, so it is not waited for, and the replica notices."""
+    task = asyncio.ensure_future(asking)
+    try:
+        while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+            if await request.is_disconnected():
+                return None
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The body of an answer as it comes, and with its end that of the connection."""
+    async with answer:
+        async for piece in answer.content.iter_chunked(PIECE):
+            yield piece
+
+
+def _slow() -> Refusal:
+    text = "the server of this request did not answer in time, but is still there: come again"
+    return Refusal(ErrorCode.BUSY, text, retry_after_ms=5_000)
+
+
+def _unsigned() -> Refusal:
+    text = (
+        "there are no tokens without --auth: each server signs with a key of its own then, and wants no token to play"
+    )
+    return Refusal(ErrorCode.UNSUPPORTED, text)
 
 
 def _gone() -> Refusal:
