@@ -123,6 +123,8 @@ def test_a_button_reached_by_tab_takes_the_space_bar_and_one_that_was_clicked_do
     page.keyboard.down("Space")
     wait_until_told(page, told, lambda told: told[-1][0] == ["Space"])
     page.keyboard.up("Space")
+    wait_until_told(page, told, lambda told: told[-1][0] == [])
+    before = len(told)
     page.keyboard.press("Tab")
     for _ in range(20):
         if page.evaluate("document.activeElement.id") == "pause":
@@ -130,4 +132,5 @@ def test_a_button_reached_by_tab_takes_the_space_bar_and_one_that_was_clicked_do
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("Space")
     page.wait_for_function("__wm.isPaused")
-    assert page.evaluate("__wm.held") == []
+    assert "Space" not in page.evaluate("__wm.held")  # Shift, with which Tab goes back, may be: a tap lasts a frame
+    assert all("Space" not in held for held, _ in told[before:])

@@ -122,6 +122,29 @@ def test_what_is_old_or_too_much_makes_room(store, tiny, tmp_path):
     assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == names[1:3]
 
 
+def test_snapshots_make_room_before_sessions_do(store, tiny, tmp_path):
+    kept, asked_for = f"{NAME}-old", f"snap_{NAME}"
+    for name in (kept, asked_for):
+        size = store.save(name, a_record(), a_moment(tiny[0]))
+    set_age(tmp_path / "kept" / f"{kept}.safetensors", 30)
+    store.max_mb = 1.5 * size / 1e6
+    store.sweep()
+    assert [path.stem for path in (tmp_path / "kept").iterdir()] == [kept]
+
+
+def test_a_sweep_leaves_strange_files_alone_and_does_not_mind_what_is_gone(store, tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "kept"
+    (folder / "model.safetensors").write_bytes(b"somebody's")
+    for name in (NAME, f"{NAME}-2"):
+        store.save(name, a_record(), a_moment(tiny[0]))
+    listed = list(folder.glob("*.safetensors"))
+    store.forget(NAME)  # as its session ends while the sweep goes through what it listed
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(listed))
+    store.max_mb = 1e-6
+    store.sweep()
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+
 def test_a_save_that_fails_leaves_the_one_before_it(store, tiny, monkeypatch):
     store.save(NAME, a_record(), a_moment(tiny[0]))
 

@@ -14,7 +14,7 @@ import jax
 
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.session import Moment, Opening, Session
-from wm_jax.serving.snapshots import Record, SnapshotStore
+from wm_jax.serving.snapshots import PREFIX, Record, SnapshotStore
 from wm_jax.serving.tokens import Permit
 
 log = logging.getLogger(__name__)
@@ -23,9 +23,6 @@ CAPTURE_S = 5.0
 
 MAX_QUEUED = 8
 """Sessions that may wait to be written."""
-
-PREFIX = "snap_"
-"""Of the names of snapshots that were asked for; whoever knows one may start from it."""
 
 
 class Terms(NamedTuple):

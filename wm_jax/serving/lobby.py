@@ -417,7 +417,10 @@ class Lobby:
                     await self._keep(place)
                 else:
                     self.keeper.touch(place.session.id, place.epoch)
-            await self.keeper.sweep()
+            try:
+                await self.keeper.sweep()
+            except Exception:  # whatever lies in that folder: what is saved next must still be saved
+                log.exception("the folder of snapshots could not be swept")
 
     async def _keep(self, place: Place) -> None:
         """Writes a session to the disk, if that can be done now."""

@@ -1,7 +1,7 @@
 """What outlives the process: one safetensors file a session, with all it remembers and what a server must know of it.
 
 Several servers may share the folder. A session that a server takes up gets a new epoch, which stands in the name of its file:
-taking up is renaming `<id>.3.safetensors` to `<id>.4.safetensors`, which only one of many can do, and a server that has not
+taking up is giving `<id>.3.safetensors` the name `<id>.4.safetensors` as well, which only one of many can do, and a server that has not
 noticed can write epoch 3 as often as it likes: the newest epoch counts.
 """
 
@@ -36,12 +36,15 @@ OWNER = f"{socket.gethostname().replace('.', '-')}.{os.getpid()}"
 """In the names of half-written files: of all servers that share a folder, the one that writes."""
 
 NAME = re.compile(r"[A-Za-z0-9_-]{16,64}")
+PREFIX = "snap_"
+"""Of the names of snapshots that were asked for; whoever knows one may start from it."""
+
 ABANDONED_S = 600.0
 """Age at which a half-written file is nobody's: no save takes that long, and other servers may be writing now."""
 
 LOOKS = 5
 LOOK_S = 0.002
-"""A listing that is read while a file is renamed may show neither its old nor its new name; the next one shows it."""
+"""A listing that is read while a file changes its name may show neither its old nor its new one; the next one shows it."""
 
 HASHED_BYTES = 65_536
 """Of each array of weights: enough to tell two trainings apart, and little enough for weights of many gigabytes."""
@@ -154,9 +157,10 @@ class SnapshotStore:
         while True:
             epoch = self._newest(name)
             try:
-                self._path(name, epoch).rename(self._path(name, epoch + 1))
-            except FileNotFoundError:
+                os.link(self._path(name, epoch), self._path(name, epoch + 1))
+            except (FileNotFoundError, FileExistsError):
                 continue  # another server was faster
+            self._path(name, epoch).unlink(missing_ok=True)
             self.touch(name, epoch + 1)
             return epoch + 1
 
@@ -184,9 +188,8 @@ class SnapshotStore:
     def forget(self, name: str, epoch: int = 0) -> None:
         """There is none of that name any more, unless another server has taken it up since."""
         with contextlib.suppress(OSError):
-            for known in self._epochs(name):
-                if known <= epoch:
-                    self._path(name, known).unlink(missing_ok=True)
+            for known in range(epoch + 1):  # a server that slept may have written an earlier one again
+                self._path(name, known).unlink(missing_ok=True)
 
     def touch(self, name: str, epoch: int = 0) -> None:
         """It is as good as written now."""
@@ -194,19 +197,23 @@ class SnapshotStore:
             os.utime(self._path(name, epoch))
 
     def sweep(self) -> None:
-        """Removes what is too old or superseded, then the oldest until the rest is small enough."""
+        """Removes what is too old or superseded, then the oldest until the rest is small enough; only files of ours."""
         self._remove_abandoned()
-        found: list[tuple[float, int, Path]] = []
-        for path in self._folder.glob(f"*{SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):
-                name, epoch = _parse(path)
-                if epoch < self._newest(name):
+        ours = {path: _parse(path) for path in self._folder.glob(f"*{SUFFIX}") if NAME.fullmatch(_parse(path)[0])}
+        newest: dict[str, int] = {}
+        for name, epoch in ours.values():
+            newest[name] = max(epoch, newest.get(name, 0))
+        found: list[tuple[bool, float, int, Path]] = []
+        for path, (name, epoch) in ours.items():
+            with contextlib.suppress(FileNotFoundError):  # another server, or a session that ended meanwhile
+                if epoch < newest[name]:
                     path.unlink(missing_ok=True)
                     continue
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
+                found.append((not name.startswith(PREFIX), status.st_mtime, status.st_size, path))
         room = 1e6 * self.max_mb
-        for saved_at, size, path in sorted(found, reverse=True):
+        # Who asks for snapshot after snapshot drives out snapshots, not the sessions of others.
+        for _, saved_at, size, path in sorted(found, reverse=True):
             room -= size
             if room < 0 or time.time() - saved_at > self.max_age_s:
                 with contextlib.suppress(OSError):
