@@ -4,6 +4,7 @@ Frames never pass here: a ticket's `ws_url` is the replica's own, unless `is_pro
 """
 
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import logging
