@@ -153,3 +153,5 @@ def test_what_the_server_kept_can_be_downloaded(open_page, server):
     with zipfile.ZipFile(io.BytesIO(saved.value.path().read_bytes())) as kept:
         assert "events.jsonl" in kept.namelist() and "video.mp4" not in kept.namelist()
     page.wait_for_function("document.getElementById('notice').textContent.startsWith('Saved without a video')")
+    refused = page.complaints.pop()
+    assert "503" in refused, "a browser tells its console of the first answer"

@@ -177,12 +177,16 @@ def test_frames_that_are_promised_take_up_room(strict, monkeypatch):
     monkeypatch.setattr(
         strict.service.rollouts, "_config", dataclasses.replace(strict.service.rollouts._config, rollouts=3)
     )
-    for _ in range(2):
-        strict.create()  # nothing runs
+    players = [strict.create() for _ in range(2)]  # nothing runs
     assert ask(strict, {"frames": 20}, lossless=True).status_code == 201
     refused = ask(strict, {"frames": 20}, lossless=True)
-    assert (refused.status_code, refused.json()["param"]) == (503, "lossless") and "beside the 0.1 MB" in refused.text
+    assert (refused.status_code, refused.json()["param"]) == (
+        503,
+        "lossless",
+    ) and "beside the 0.0614 MB" in refused.text
     assert ask(strict, {"frames": 20}).status_code == 201
+    for player in players:
+        strict.delete(player)
 
 
 def test_rollouts_are_for_those_who_know_the_secret(server, monkeypatch):

@@ -187,7 +187,7 @@ class Rollouts:
         promised = self._frame_bytes * sum(one.frames for one in going if one.has_frames)
         if body.lossless and promised + self._frame_bytes * frames > 1e6 * self._config.rollout_mb:
             text = (
-                f"{frames} frames without loss do not fit beside the {promised / 1e6:.0f} MB of rollouts that wait or run: "
+                f"{frames} frames without loss do not fit beside the {promised / 1e6:.3g} MB of rollouts that wait or run: "
                 f"this server keeps {self._config.rollout_mb:g} MB; try again later"
             )
             raise Refusal(ErrorCode.BUSY, text, param="lossless", retry_after_ms=10_000)
