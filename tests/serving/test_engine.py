@@ -127,6 +127,17 @@ def test_an_own_image_becomes_the_whole_prompt():
     assert Scenes(wm.Prompt()).pick(Opening(0)).frames is None
 
 
+def test_nothing_compiles_after_ready_not_even_where_nothing_is_cached():
+    engine = engine_of(2)
+    jax.clear_caches()
+    engine.forget()  # the way out when a call failed and took the state along
+    engine.seat(0, Opening(1))
+    stepped(engine, range(2), {0}, held(1, 1)[0])
+    engine.seat(1, Opening(0, memory=engine.take(0)))
+    stepped(engine, range(2), {0, 1}, held(1, 1)[0])
+    assert engine.recompilations == 0
+
+
 def row_by_row(world, params, state, controls, active, noise):
     """A step whose rounding does not know how many rows there are: a loop over them."""
 

@@ -95,6 +95,7 @@ class Engine:
         self._noise = HostNoise(world, slots) if is_noise_given else None
         self._state: Any = None
         self._device_thread = 0
+        self._empty: Callable[[], Any] | None = None
         self._starts: dict[bool, Callable[..., Any]] = {}
         self._put: Callable[..., Any] | None = None
         self._take: Callable[..., Any] | None = None
@@ -107,6 +108,7 @@ class Engine:
         self._params = jax.device_put(self.world.for_playing(self._params))
         made = [playing(self.world, self.slots, prompt, self._noise is not None) for prompt in self._prompts()]
         with ThreadPoolExecutor(3) as compilers:  # one program compiles while the next is traced
+            emptying = compilers.submit(jax.jit(self._nobody).lower().compile)
             report("tracing start", 0.1)
             starting = [compilers.submit(self._lower(programs.start).compile) for programs in made]
             report("tracing step", 0.2)
@@ -123,6 +125,7 @@ class Engine:
             report("compiling", 0.4)
             has_frames = [prompt.frames is not None for prompt in self._prompts()]
             self._starts = dict(zip(has_frames, (start.result() for start in starting), strict=True))
+            self._empty = emptying.result()
             self._put, self._take, self._step = putting.result(), taking.result(), stepping.result()
             compiled = {rows: step.result() for rows, step in zip(self._smaller, smaller, strict=True)}
         report("warming up", 0.9)
@@ -185,9 +188,14 @@ class Engine:
 
     def forget(self) -> None:
         """Every slot is empty again; also the way out when the state was lost in a call that failed."""
+        assert self._empty is not None, "compile first"
+        self._state = self._empty()
+
+    def _nobody(self) -> Any:
+        """The state in which no slot is taken."""
         # Keys of nobody: each session brings its own.
         keys = jax.random.wrap_key_data(jnp.zeros((self.slots, 2), jnp.uint32))
-        self._state = bare(empty(self.world, self.slots, keys))
+        return bare(empty(self.world, self.slots, keys))
 
     @property
     def is_sound(self) -> bool:
