@@ -38,6 +38,16 @@ def request(method: str, url: str, body: Any = None, auth: str | None = None) ->
         return json.load(answer)
 
 
+def fetch_text(url: str, auth: str | None = None) -> str:
+    """What is there, as text.
+
+    Raises:
+      ServerError: as `request`.
+    """
+    with _answer("GET", url, None, auth, timeout=30) as answer:
+        return answer.read().decode()
+
+
 def download(url: str, path: Path, auth: str | None = None, timeout: float | None = None) -> None:
     """Writes what is there to a file, however long the server takes to make it.
 

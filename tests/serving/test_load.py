@@ -19,6 +19,13 @@ def test_the_rate_and_the_lateness_of_a_player():
     np.testing.assert_allclose(lateness(played), [0.0, 0.0, 0.05, 0.0], atol=1e-9)
 
 
+def test_drift_is_told_from_the_first_and_the_last_tenth():
+    arrived = np.cumsum([0.0, *[0.1] * 10, *[0.2] * 80, *[0.3] * 10])
+    told = load.drift([Played(arrived_s=list(arrived), latency_s=[0.5, *[1.0] * 8, 2.0])])
+    assert told["gap_p99_first_ms"] == pytest.approx(100) and told["gap_p99_last_ms"] == pytest.approx(300)
+    assert told["action_to_frame_p50_first_ms"] == 500 and told["action_to_frame_p50_last_ms"] == 2000
+
+
 def test_two_players_of_a_real_server(server, tmp_path, monkeypatch, capsys):
     out, plot = tmp_path / "load.json", tmp_path / "gaps.png"
     words = ["--players", "2", "--seconds", "2", "--warmup", "0.5", "--json", str(out), "--plot", str(plot)]
@@ -31,6 +38,8 @@ def test_two_players_of_a_real_server(server, tmp_path, monkeypatch, capsys):
     assert 1.0 < numbers["rows_a_step"] <= 2.0 and 0 < numbers["on_time"] <= 1
     assert 0 < numbers["gap_p50_ms"] <= numbers["gap_p95_ms"] <= numbers["gap_p99_ms"] <= numbers["gap_max_ms"]
     assert numbers["recompilations"] == 0 and numbers["action_to_frame_p50_ms"] > 0
+    assert numbers["gap_p99_first_ms"] > 0 and numbers["gap_p99_last_ms"] > 0
+    assert 50 < numbers["memory_first_mb"] < 1.2 * numbers["memory_last_mb"] and numbers["files_last"] > 5
     assert server.free_slots() == 2, "the players have left"
 
 

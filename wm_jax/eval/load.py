@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import random
 import socket
 import struct
@@ -20,19 +21,27 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from prometheus_client.parser import text_string_to_metric_families
 
 from wm_jax.eval import hostile
-from wm_jax.rest import request
+from wm_jax.eval.progress import progress
+from wm_jax.rest import fetch_text, request
 
 SERVE = Path(__file__).parents[2] / "serve.py"
 UNPACED = 1000.0
 """Frames a second that no device here reaches: the arms of `--processes` run as fast as they can."""
+
+QUIET_S = 30.0
+"""A run shorter than this shows no progress."""
+
+SAMPLES = 100
+"""How often the server's process is looked at in a run."""
 
 KEPT = ("fps_least", "gap_p50_ms", "gap_p95_ms", "gap_p99_ms", "gap_max_ms", "action_to_frame_p50_ms")
 """What of a player's numbers is told of both arms of `--hostile`."""
@@ -161,6 +170,44 @@ async def _watch(client: Any, played: Played, pressed: dict[int, float], began: 
             return
 
 
+@dataclasses.dataclass
+class Server:
+    """How a server's process stood while it was played, a sample every few seconds."""
+
+    memory_mb: list[float] = dataclasses.field(default_factory=list[float])
+    files: list[float] = dataclasses.field(default_factory=list[float])
+
+    def sample(self, metrics: str) -> None:
+        """Takes what `GET /metrics` says of the process; nothing where it does not run on Linux."""
+        for metric in text_string_to_metric_families(metrics):
+            for one in metric.samples:
+                if one.name == "process_resident_memory_bytes":
+                    self.memory_mb.append(1e-6 * one.value)
+                elif one.name == "process_open_fds":
+                    self.files.append(one.value)
+
+
+async def watch_over(url: str, config: LoadConfig, server: Server) -> None:
+    """Looks at the process, and shows how far the run is, until it is cancelled."""
+    began, until = time.perf_counter(), config.warmup + config.seconds
+    with progress(quiet=until < QUIET_S) as bar:
+        task = bar.add_task(f"{config.players} players", total=until)
+        while True:
+            await asyncio.sleep(until / SAMPLES)
+            server.sample(await asyncio.to_thread(fetch_text, f"{url}/metrics", config.auth))
+            bar.update(task, completed=min(until, time.perf_counter() - began))
+
+
+async def play_watched(url: str, config: LoadConfig) -> tuple[list[Played], Server]:
+    """All players at once on one server, and how its process stands meanwhile."""
+    server = Server()
+    watcher = asyncio.create_task(watch_over(url, config, server))
+    try:
+        return await play_all([url], config), server
+    finally:
+        watcher.cancel()
+
+
 async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
     """All players at once, spread over these servers."""
     start = asyncio.Event()
@@ -172,7 +219,7 @@ async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
 def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played]]:
     """The numbers of all players together."""
     before = request("GET", f"{url}/healthz", auth=config.auth)
-    played = asyncio.run(play_all([url], config))
+    played, server = asyncio.run(play_watched(url, config))
     after = request("GET", f"{url}/healthz", auth=config.auth)
     gaps = 1e3 * np.concatenate([np.diff(one.arrived_s) for one in played])
     late = np.concatenate([lateness(one) for one in played])
@@ -198,7 +245,45 @@ def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played
         "rows_a_step": (after["rows"] - before["rows"]) / max(1, after["frames"] - before["frames"]),
         "recompilations": after["recompilations"],
         **{name: after[name] for name in ("fps", "step_ms", "encode_ms", "host_us", "missed_ticks")},
+        **drift(played),
+        **growth(server),
     }, played
+
+
+def drift(played: list[Played]) -> dict[str, float]:
+    """The same measures of the first and of the last tenth of the run: of a long one they are to be alike."""
+    parts = {"first": (0.0, 0.1), "last": (0.9, 1.0)}
+    gaps = {
+        part: np.concatenate([piece(np.diff(one.arrived_s), *share) for one in played]) for part, share in parts.items()
+    }
+    latency = {part: np.concatenate([piece(one.latency_s, *share) for one in played]) for part, share in parts.items()}
+    return {
+        **{f"gap_p99_{part}_ms": 1e3 * float(np.percentile(some, 99)) for part, some in gaps.items()},
+        **{
+            f"action_to_frame_p50_{part}_ms": 1e3 * float(np.median(some))
+            for part, some in latency.items()
+            if len(some)
+        },
+    }
+
+
+def growth(server: Server) -> dict[str, float]:
+    """Memory of the server's process after a tenth of the run and at its end, and its open files."""
+    if not server.memory_mb:
+        return {}
+    early, late = len(server.memory_mb) // 10, len(server.memory_mb) - 1
+    return {
+        "memory_first_mb": server.memory_mb[early],
+        "memory_last_mb": server.memory_mb[late],
+        "files_first": server.files[early],
+        "files_last": server.files[late],
+    }
+
+
+def piece(values: Sequence[float] | np.ndarray, start: float, end: float) -> np.ndarray:
+    """From one share of the values to another."""
+    count = len(values)
+    return np.asarray(values)[int(start * count) : math.ceil(end * count)]
 
 
 def lateness(one: Played) -> np.ndarray:

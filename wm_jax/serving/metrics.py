@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import jax
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -64,7 +64,8 @@ class Standing(Collector):
 
 
 def text(times: Times, standing: Standing) -> bytes:
-    """All of it, in the format that Prometheus reads."""
+    """All of it, in the format that Prometheus reads; also the memory, files and processor time of this process (Linux)."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     registry.register(standing)
     return generate_latest(times.registry) + generate_latest(registry)
