@@ -58,6 +58,25 @@ def test_the_next_player_sits_where_most_slots_are_free_and_frames_are_on_time(d
     assert directory.place(("a", "b", "slow")) is None
 
 
+def test_a_rollout_is_known_from_its_start_on_and_by_a_new_directory_as_well(directory, clock):
+    directory.beat(beat("a", free_slots=4, scripts=3))
+    directory.beat(beat("b", free_slots=2))
+    assert directory.place_rollout().replica == "b" and directory.place_rollout(("b",)).replica == "a"
+    assert directory.find_rollout("roll") is None
+    directory.begun("roll", "b")
+    directory.beat(beat("b"))
+    assert directory.find_rollout("roll").replica == "b", "begun while that beat was made"
+    names = dataclasses.replace(beat("b"), rollouts=("roll",))
+    directory.beat(names)
+    directory.beat(beat("b"))
+    assert directory.find_rollout("roll") is None, "it was named, and is not any more"
+    fresh = Directory(LEASE_S, clock)
+    fresh.beat(names)
+    assert fresh.find_rollout("roll").replica == "b"
+    clock.now += LEASE_S + 0.1
+    assert fresh.find_rollout("roll") is None and fresh.place_rollout() is None
+
+
 def test_a_silent_replica_loses_its_sessions_and_another_takes_them_up(directory, clock):
     directory.beat(beat("a", {"s": 0}, {"s": 7}))
     found = directory.find("s")

@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 import wm_jax as wm
 from tests.serving.conftest import Server, Talk, serving, tiny_prompts
-from wm_jax.client import ServerError, connect, open_session
+from wm_jax.client import ServerError, connect, open_session, roll_out
 from wm_jax.rest import socket_url
 from wm_jax.scale import gateway as gateway_module
 from wm_jax.scale.config import ScaleConfig
@@ -356,6 +356,11 @@ def test_the_page_plays_on_another_server_when_its_own_is_drained(cluster, pair,
         for name in pair:
             for other in list(cluster.servers[name].service.lobby.epochs()):
                 cluster.http.delete(f"{cluster.servers[name].url}/v1/sessions/{other}")
+        invited = cluster.http.post(f"{cluster.url}/v1/sessions/{session_id}/spectators").json()
+        watching = browser.new_page()
+        watching.goto(f"{cluster.url}/#join={session_id}.{invited['token']}")
+        watching.wait_for_function("window.__wm?.state === 'watching' && window.__wm.frames > 5")
+        watching.close()
         shown = page.evaluate("window.__wm.frames")
         cluster.tell("drain", third)
         wait_until(lambda: cluster.owner(session_id) in pair)
@@ -424,12 +429,46 @@ def test_spectators_are_told_where_they_can_connect(cluster, pair):
             invited.append(cluster.http.post(f"{proxied}/v1/sessions/{ticket['session_id']}/spectators").json())
             assert urlsplit(invited[-1]["ws_url"]).netloc == urlsplit(ticket["ws_url"]).netloc
             assert invited[-1]["ws_url"] == ticket["ws_url"]
+            shown = {"Authorization": f"Bearer {invited[-1]['token']}"}
+            asked = cluster.http.get(f"{proxied}/v1/sessions/{ticket['session_id']}/spectators", headers=shown)
+            assert asked.json() == invited[-1]
             if "is_proxied" in settings:
                 with playing(ticket) as talk, playing(invited[-1]) as watcher:
                     assert watcher.wait_for("session.created")["role"] == "spectator"
                     frames = steps(talk, 2, 1)
                     ((header, pixels),) = watcher.wait_for_frames(1)  # a slow one loses some
                     assert (header["frame_id"], pixels) in frames
+
+
+def test_rollouts_are_made_behind_the_gateway_as_by_a_server_alone(cluster, pair):
+    scripts = [
+        {"frames": 5, "init": {"seed": seed}, "events": [{"frame": 1, "held": ["ArrowLeft"]}]} for seed in (3, 4)
+    ]
+    alone = roll_out(cluster.servers[pair[0]].url, scripts)
+    behind = roll_out(cluster.url, scripts)
+    assert all(np.array_equal(one, other) for one, other in zip(alone, behind, strict=True))
+    assert not np.array_equal(*behind)
+
+
+def test_a_rollout_is_found_on_its_server_and_ends_with_it(cluster, pair):
+    body = {"scripts": [{"frames": 3}], "video": False, "lossless": True}
+    with cluster.replica(slots=8) as third:
+        server = cluster.servers[third]
+        asked = cluster.http.post(f"{cluster.url}/v1/rollouts", json=body)
+        assert asked.status_code == 201, asked.text
+        name = asked.json()["rollout_id"]
+        assert server.service.rollouts.names() == (name,), "that one has most room"
+        where = f"{cluster.url}/v1/rollouts/{name}"
+        wait_until(lambda: cluster.http.get(where).json()["status"] == "done")
+        wait_until(lambda: cluster.tell("replicas")[-1].beat.rollouts == (name,))
+        recording = cluster.http.get(f"{where}/recordings/0")
+        assert "frames.npy" in zipfile.ZipFile(io.BytesIO(recording.content)).namelist()
+        other = cluster.http.post(f"{cluster.url}/v1/rollouts", json=body).json()["rollout_id"]
+        assert cluster.http.delete(f"{cluster.url}/v1/rollouts/{other}").json()["status"] == "removed"
+        refused = cluster.http.post(f"{cluster.url}/v1/rollouts", json={"scripts": []})
+        assert refused.status_code == 422 and refused.json()["code"] == "bad_message"
+    for gone in (name, other):
+        assert cluster.http.get(f"{cluster.url}/v1/rollouts/{gone}").json()["code"] == "unknown_rollout"
 
 
 def test_a_recording_may_take_long_and_be_long(cluster, pair, monkeypatch):

@@ -120,6 +120,47 @@ def test_a_lost_frame_and_what_was_launched_after_it_are_made_again(lost):
     assert batcher.pulse.failures == 1 and session.failure is None
 
 
+class StartingEngine(Engine):
+    """Four slots; to begin takes longer than there is time for between two frames."""
+
+    start_s = 1.0
+
+    def __init__(self) -> None:
+        self.slots = 4
+        self.sizes = (4,)
+        self.begun: list[int] = [0]
+
+    def compile(self, report) -> None:
+        report("ready", 1.0)
+
+    def seat(self, slot, opening) -> None:
+        self.begun[-1] += 1
+
+    def step(self, controls, active, chosen=None):
+        self.begun.append(0)
+        return np.zeros((4, 8, 8, 3), np.uint8)
+
+
+def test_dreams_that_begin_share_the_time_between_frames_and_nobody_waits_for_long():
+    delivered: list[Any] = []
+    engine = StartingEngine()
+    batcher = Batcher(engine, Arcade("none", delivered.extend), 30.0, delivered.extend)
+    sessions = [Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw") for _ in range(4)]
+    for session in sessions:
+        session.is_connected = True
+        assert batcher.seat(session)
+    for index in range(6):  # all begin again and again
+        for session in sessions:
+            session.restart()
+            session.ask(Step(type="step", step_id=index))
+    batcher.begin()
+    deadline = time.monotonic() + 20
+    while len(delivered) < 24 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    batcher.stop()
+    assert max(engine.begun) == 1 and [sessions.index(session) for session, _ in delivered] == 6 * [0, 1, 2, 3]
+
+
 @asynccontextmanager
 async def playing() -> AsyncIterator[tuple[Session, Batcher]]:
     """A connected stepped session in the only slot."""

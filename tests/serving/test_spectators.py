@@ -125,6 +125,20 @@ def test_a_token_watches_its_own_session_only(server, of):
     with server.connect(sessions[0], shown) as socket:
         code, messages = closing_code(socket)
     assert code == 4401 and messages[0]["code"] == "unauthorized"
+    path = f"{server.url}/v1/sessions/{sessions[0]['session_id']}/spectators"
+    assert server.http.get(path, headers={"Authorization": f"Bearer {shown}"}).status_code == 401
+
+
+def test_whoever_may_watch_a_session_can_ask_where_it_is(server):
+    ticket = server.create()
+    invited = invite(server, ticket)
+    path, shown = (
+        f"{server.url}/v1/sessions/{ticket['session_id']}/spectators",
+        {"Authorization": f"Bearer {invited['token']}"},
+    )
+    assert server.http.get(path, headers=shown).json() == invited
+    server.delete(ticket)
+    assert server.http.get(path, headers=shown).json()["code"] == "unknown_session"
 
 
 def test_of_a_video_stream_a_spectator_gets_one_of_its_own(server):

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 ORPHAN_S = 600.0
 """How long a session is remembered whose replica is gone, and which nobody came back for."""
 
+PROMISED = 100
+"""Rollouts of a replica that are remembered until a beat names them; one that ended before it did is named by none."""
+
 MISSED_SHARE = 0.1
 """Of its ticks: a replica that misses more is too slow for the players it has."""
 
@@ -24,6 +27,7 @@ class Load:
       waiting: Players who wait for a slot there.
       fps: Frames a second of its media clock now; `wanted_fps` where it keeps up.
       missed: Ticks it skipped so far.
+      scripts: Of rollouts, that wait there or run.
     """
 
     slots: int
@@ -34,6 +38,7 @@ class Load:
     missed: int
     is_ready: bool
     is_draining: bool
+    scripts: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Beat:
       node: Name of the machine, for `drain`.
       epochs: Of every session that is there.
       saved: The frame with which each session would go on that it has written.
+      rollouts: Those that are there, with what they have made.
     """
 
     replica: str
@@ -55,6 +61,7 @@ class Beat:
     load: Load
     epochs: dict[str, int]
     saved: dict[str, int]
+    rollouts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +97,18 @@ class Whereabouts:
 
 @dataclasses.dataclass
 class Replica:
-    """A replica, as its last beat told."""
+    """A replica, as its last beat told.
+
+    Attributes:
+      promised: Slots given away since.
+      rollouts: Begun there since, and not yet in a beat.
+    """
 
     beat: Beat
     heard_at: float
     missed_a_second: float = 0.0
     promised: int = 0
+    rollouts: tuple[str, ...] = ()
     must_drain: bool = False
     is_lost: bool = False
 
@@ -146,6 +159,7 @@ class Directory:
             passed = max(now - known.heard_at, 1e-3)
             fresh.missed_a_second = (beat.load.missed - known.beat.load.missed) / passed
             fresh.must_drain = known.must_drain
+            fresh.rollouts = tuple(name for name in known.rollouts if name not in beat.rollouts)[-PROMISED:]
         self._replicas[beat.replica] = fresh
         self._sweep(now)
         stop = tuple(name for name, epoch in beat.epochs.items() if not self._renew(name, epoch, beat))
@@ -178,12 +192,17 @@ class Directory:
 
     def place(self, tried: Iterable[str] = ()) -> Address | None:
         """The replica for the next player: of those that keep up, the one with most free slots; None: none is ready."""
-        ready = [known for known in self._alive() if known.beat.load.is_ready and known.beat.replica not in set(tried)]
+        ready = self._ready(tried)
         if not ready:
             return None
         best = max(ready, key=lambda known: (known.room > 0, not known.is_overloaded, known.room))
         best.promised += 1
         return Address(best.beat.replica, best.beat.url)
+
+    def place_rollout(self, tried: Iterable[str] = ()) -> Address | None:
+        """The replica for the next rollout: the one with most free slots, less the scripts that want them already."""
+        best = max(self._ready(tried), key=lambda known: known.room - known.beat.load.scripts, default=None)
+        return None if best is None else Address(best.beat.replica, best.beat.url)
 
     def own(self, session_id: str, replica: str) -> None:
         """A session was seated there just now, or taken up; its epoch comes with the next beat."""
@@ -191,6 +210,18 @@ class Directory:
         self._leases[session_id] = Lease(
             replica, 0 if known is None else known.epoch, None if known is None else known.saved
         )
+
+    def begun(self, rollout_id: str, replica: str) -> None:
+        """A rollout was taken on there just now; its next beats name it, until it is over."""
+        if replica in self._replicas:
+            self._replicas[replica].rollouts += (rollout_id,)
+
+    def find_rollout(self, rollout_id: str) -> Address | None:
+        """Who makes a rollout, or has made it; None: nobody that is there."""
+        for known in self.replicas():
+            if rollout_id in known.beat.rollouts or rollout_id in known.rollouts:
+                return Address(known.beat.replica, known.beat.url)
+        return None
 
     def find(self, session_id: str) -> Whereabouts | None:
         """Where a session is; None: no replica has named it, and it may yet be on the disk."""
@@ -209,6 +240,10 @@ class Directory:
         return dict(self._leases)
 
     # ---- inside
+
+    def _ready(self, tried: Iterable[str]) -> list[Replica]:
+        """The replicas that take players, but these."""
+        return [known for known in self._alive() if known.beat.load.is_ready and known.beat.replica not in set(tried)]
 
     def _alive(self) -> list[Replica]:
         """The replicas that may be given players."""

@@ -131,23 +131,41 @@ class Gateway:
         raise _gone()
 
     async def recording(self, request: Request, session_id: str) -> Response:
-        """Hands a recording on as it comes: a server may take minutes to make it, and it may be long.
+        """Hands a session's recording on.
 
         Raises:
           Refusal: no replica has the session, or its server took too long.
         """
-        assert self._patient is not None, "the gateway is running"
         found: Whereabouts | None = await self._ask("find", session_id)
         if found is not None and found.address is not None:
-            async with self._reaching(found.address):
-                url = f"{found.address.url}{_path(request)}"
-                asking = self._patient.get(url, headers=_headers(request), timeout=RECORDING)
-                answer = await _while_connected(request, asking)
-                if answer is None:
-                    return Response(status_code=499)  # nobody reads it
-                length = {"content-length": str(answer.content_length)} if answer.content_length is not None else {}
-                return StreamingResponse(_pieces(answer), answer.status, {**_kept(answer.headers), **length})
+            answer = await self._pass_on(found.address, request)
+            if answer is not None:
+                return answer
         raise _gone()
+
+    async def roll_out(self, request: Request) -> Response:
+        """Begins a rollout on the replica with most room; where that takes on no more, on the next one.
+
+        Raises:
+          Refusal: no replica is ready.
+        """
+        return await self._seat(request, "/v1/rollouts", place="place_rollout")
+
+    async def rollout(self, request: Request, rollout_id: str, is_recording: bool) -> Response:
+        """Hands a request about a rollout to the replica that makes it.
+
+        Raises:
+          Refusal: none does, or its server took too long.
+        """
+        address: Address | None = await self._ask("find_rollout", rollout_id)
+        if address is not None:
+            path = request.url.path
+            handed = self._pass_on(address, request) if is_recording else self._hand_over(address, request, path)
+            answer = await handed
+            if answer is not None:
+                return answer
+        text = "no such rollout: it has expired, or its server is gone, and with that what it had made"
+        raise Refusal(ErrorCode.UNKNOWN_ROLLOUT, text, param="rollout_id")
 
     async def carry(self, websocket: WebSocket, session_id: str) -> None:
         """Hands a socket over to the session's replica.
@@ -192,11 +210,11 @@ class Gateway:
 
     # ---- inside
 
-    async def _seat(self, request: Request, path: str) -> Response:
-        """Asks one replica after the other until one has room."""
+    async def _seat(self, request: Request, path: str, place: str = "place") -> Response:
+        """Asks one replica after the other until one has room, in the order of the directory's method of that name."""
         tried: list[str] = []
         refused: Response | None = None
-        while (address := await self._ask("place", tuple(tried))) is not None:
+        while (address := await self._ask(place, tuple(tried))) is not None:
             tried.append(address.replica)
             answer = await self._hand_over(address, request, path)
             if answer is None:
@@ -208,6 +226,23 @@ class Gateway:
         if refused is not None:
             return refused
         raise _none_ready()
+
+    async def _pass_on(self, address: Address, request: Request) -> Response | None:
+        """A recording as it comes: a server may take minutes to make it, and it may be long. None: it cannot be reached.
+
+        Raises:
+          Refusal: it can be reached, and is too slow.
+        """
+        assert self._patient is not None, "the gateway is running"
+        async with self._reaching(address):
+            url = f"{address.url}{_path(request)}"
+            asking = self._patient.get(url, headers=_headers(request), timeout=RECORDING)
+            answer = await _while_connected(request, asking)
+            if answer is None:
+                return Response(status_code=499)  # nobody reads it
+            length = {"content-length": str(answer.content_length)} if answer.content_length is not None else {}
+            return StreamingResponse(_pieces(answer), answer.status, {**_kept(answer.headers), **length})
+        return None
 
     async def _hand_over(self, address: Address, request: Request, path: str) -> Response | None:
         """The replica's answer; None: it cannot be reached.
@@ -223,6 +258,8 @@ class Gateway:
                 content = await answer.read()
             if answer.status in (200, 201) and path.startswith("/v1/sessions"):
                 content = await self._seated(address, request, content)
+            if answer.status == 201 and path == "/v1/rollouts":
+                await self._ask("begun", json.loads(content)["rollout_id"], address.replica)
             return Response(content, answer.status, _kept(answer.headers))
         return None
 
@@ -291,7 +328,7 @@ class Standing(Collector):
             "created": ("Sessions that were seated", counts.created),
             "resumed": ("Sessions that were found where they were", counts.resumed),
             "taken_up": ("Sessions that another replica took up from the disk", counts.taken_up),
-            "refused": ("Players for whom no replica had room", counts.refused),
+            "refused": ("Players and rollouts for whom no replica had room", counts.refused),
             "unreachable": ("Calls that a replica did not answer", counts.unreachable),
         }
         told: list[Metric] = [GaugeMetricFamily(f"wm_cluster_{name}", *meaning) for name, meaning in gauges.items()]
@@ -375,6 +412,19 @@ def _add_sessions(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/sessions/{session_id}/recording", include_in_schema=False)
     async def recording(request: Request, session_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
         return await gateway.recording(request, session_id)
+
+    @app.post("/v1/rollouts", include_in_schema=False)
+    async def roll_out(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await gateway.roll_out(request)
+
+    async def rollout(request: Request, rollout_id: str) -> Response:
+        return await gateway.rollout(request, rollout_id, is_recording=False)
+
+    app.add_api_route("/v1/rollouts/{rollout_id}", rollout, methods=["GET", "DELETE"], include_in_schema=False)
+
+    @app.get("/v1/rollouts/{rollout_id}/recordings/{index}", include_in_schema=False)
+    async def result(request: Request, rollout_id: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return await gateway.rollout(request, rollout_id, is_recording=True)
 
     async def forward(request: Request, session_id: str) -> Response:
         return await gateway.forward(request, session_id)

@@ -101,7 +101,7 @@ class Heart:
         self._releasing.result(self._lease_s + REPORT_S)
 
     def _report(self) -> Beat:
-        lobby, batcher = self._service.lobby, self._service.batcher
+        lobby, batcher, rollouts = self._service.lobby, self._service.batcher, self._service.rollouts
         load = Load(
             slots=self._service.config.slots,
             free_slots=batcher.free_slots,
@@ -111,8 +111,9 @@ class Heart:
             missed=batcher.pace.missed,
             is_ready=batcher.stage.is_ready,
             is_draining=lobby.is_draining,
+            scripts=rollouts.scripts,
         )
-        return Beat(*self._identity, load, lobby.epochs(), lobby.saved())
+        return Beat(*self._identity, load, lobby.epochs(), lobby.saved(), rollouts.names())
 
     def _on_loop(self, ask: Callable[[], Answer]) -> Answer:
         """What a function says on the event loop, the only thread that may touch the lobby."""

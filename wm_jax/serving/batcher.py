@@ -144,6 +144,7 @@ class Batcher:
         self.pace = Pace(fps)
         self._deliver = deliver
         self._seats: list[Session | None] = [None] * engine.slots
+        self._first = 0
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._captures: queue.SimpleQueue[tuple[Session, Future[Moment]]] = queue.SimpleQueue()
@@ -406,10 +407,21 @@ class Batcher:
             self.engine.step(*_controls(rows, chosen), chosen).block_until_ready()
 
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
-        """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade."""
-        for slot, session in enumerate(self._seats):
+        """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade.
+
+        Whoever begins does not make those wait who play: where there is no time for all beginnings some come a frame later,
+        and then they come first.
+        """
+        room, put_off = self._beginnings(), list[int]()
+        for slot in (*range(self._first, len(self._seats)), *range(self._first)):
+            session = self._seats[slot]
             if session is None or not self._is_due(session, is_tick):
                 continue
+            if session.is_to_begin:
+                if not room:
+                    put_off.append(slot)
+                    continue
+                room -= 1
             turn = session.take(self.pace.fps)
             if turn is None:
                 continue
@@ -424,6 +436,12 @@ class Batcher:
             if session.is_to_keep(turn.frame_id):
                 session.keep(turn.frame_id, self.engine.take(slot))
             session.is_launched(turn)
+        self._first = put_off[0] if put_off else 0
+
+    def _beginnings(self) -> int:
+        """How many dreams may begin with the next frame: as many as there is time for, and one at least."""
+        start_s, left = self.engine.start_s, 1.0 / self.pace.fps - self.pulse.step_s
+        return max(1, int(left / start_s)) if start_s else len(self._seats)
 
     def _seat(self, slot: int, session: Session, opening: Opening) -> bool:
         """Starts a dream in its slot; a beginning that cannot be made fails its own session alone."""

@@ -92,7 +92,7 @@ class CreateSpectator(Message):
 
 
 class SpectatorTicket(Message):
-    """Answer of `POST /v1/sessions/{id}/spectators`: where to watch, with which token; it may be shared."""
+    """Answer of `POST` and `GET /v1/sessions/{id}/spectators`: where to watch, with which token; it may be shared."""
 
     ws_url: str
     token: str

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,7 +69,10 @@ class Engine:
       slots: Rows of the batch.
       sizes: How many rows one call may step, the smallest first, the last of them all slots.
       memory_bytes: What one session occupies on the device.
+      start_s: What the device takes to begin a dream, as measured before the first player comes.
     """
+
+    start_s = 0.0
 
     def __init__(
         self,
@@ -133,6 +137,7 @@ class Engine:
         for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
             self.seat(0, Opening(0, image=image))
         self.take(0)
+        self.start_s = self._time_start()
         for _ in range(2):
             self._rehearse(range(self.slots))
         self._steps = {rows: step for rows, step in compiled.items() if self._is_exact(rows, step)}
@@ -141,6 +146,12 @@ class Engine:
         self._device_thread = threading.get_ident()
         _compilations()[self._device_thread] = 0
         report("ready", 1.0)
+
+    def _time_start(self) -> float:
+        began = time.perf_counter()
+        self.seat(0, Opening(0))
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - began
 
     def _is_exact(self, rows: int, step: Callable[..., tuple[Any, Array]]) -> bool:
         """Whether stepping these rows alone gives what stepping the whole batch does, to the last bit of their states.

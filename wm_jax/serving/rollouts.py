@@ -123,6 +123,16 @@ class Rollouts:
             raise Refusal(ErrorCode.UNKNOWN_ROLLOUT, "no such rollout, or it has expired", param="rollout_id")
         return self._known[name]
 
+    @property
+    def scripts(self) -> int:
+        """How many wait or run."""
+        going = (one for one in self._known.values() if one.status in ("queued", "running"))
+        return sum(len(one.scripts) - len(one.sizes) for one in going)
+
+    def names(self) -> tuple[str, ...]:
+        """Of every rollout that is here."""
+        return tuple(self._known)
+
     def result(self, rollout: Rollout, index: int) -> Path:
         """The recording of one script.
 

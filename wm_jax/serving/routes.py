@@ -190,6 +190,15 @@ def add_sessions(app: FastAPI, service: Service) -> None:
         token, expires_at = service.tokens.to_watch(place.session.id, (body or CreateSpectator()).ttl_s)
         return SpectatorTicket(ws_url=ws_url(request, place), token=token, expires_at=expires_at)
 
+    @app.get("/v1/sessions/{session_id}/spectators")
+    async def watch(session_id: str, request: Request, authorization: Bearer = None) -> SpectatorTicket:  # pyright: ignore[reportUnusedFunction]
+        """Where to watch now, for the bearer of a token for watching: of many servers another one may have the session."""
+        token = bearer(authorization)
+        expires_at = service.tokens.check_watches(token, session_id)
+        return SpectatorTicket(
+            ws_url=ws_url(request, service.lobby.find(session_id)), token=token, expires_at=expires_at
+        )
+
     @app.post("/v1/sessions/{session_id}/resume")
     async def resume(session_id: str, request: Request, authorization: Bearer = None) -> SessionTicket:  # pyright: ignore[reportUnusedFunction]
         """Where to connect again, for the bearer of the session's resume token; takes it up from the disk if it is not here."""

@@ -361,6 +361,15 @@ class Session:
         """Whether a step waits to be made and its frames would find room."""
         return bool(self._steps) and self.failure is None and not self.outbox.is_full
 
+    @property
+    def is_to_begin(self) -> bool:
+        """Whether its next frame is the first of a new dream, for which the device has more to do."""
+        opening, source = self._restart, self.source
+        if self.mode == "stepped":
+            work = self._steps[0] if self._steps else None
+            opening, source = (work.opening, work.source) if work and work.launched == 0 else (None, source)
+        return opening is not None and opening.memory is None and source == "dream"
+
     def take(self, fps: float | None = None) -> Turn | None:
         """What this session wants of the frame about to be launched; None: nothing. The media clock runs at `fps` now."""
         with self._lock:

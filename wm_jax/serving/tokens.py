@@ -90,14 +90,16 @@ class Tokens:
         """
         return Permit.model_validate(self._read(token, TO_PLAY))
 
-    def check_watches(self, token: str, session_id: str) -> None:
-        """Passes where the token is for watching this session.
+    def check_watches(self, token: str, session_id: str) -> float:
+        """Passes where the token is for watching this session; when it expires.
 
         Raises:
           Refusal: it is for another one or for playing, was made elsewhere, or has expired.
         """
-        if self._read(token, TO_WATCH)["sub"] != session_id:
+        claims = self._read(token, TO_WATCH)
+        if claims["sub"] != session_id:
             raise Refusal(ErrorCode.UNAUTHORIZED, f"this token does not watch session {session_id}, but another one")
+        return float(claims["exp"])
 
     def _sign(self, audience: str, ttl_s: float, claims: dict[str, Any]) -> tuple[str, float]:
         expires_at = math.ceil(time.time() + ttl_s)

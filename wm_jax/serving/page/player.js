@@ -188,10 +188,11 @@ export class Player extends EventTarget {
   /** Comes back to a session, wherever it is now: of many servers another one may have taken it up.
    * @param {string} id @param {string} token @param {number} epoch */
   async _resume(id, token, epoch) {
-    // A spectator's token is good for every connection, and needs no other.
-    if (token.includes(".")) return this._connect({ session_id: id, token, ws_url: location.href }, epoch);
     try {
-      const ticket = await this._post(`/v1/sessions/${id}/resume`, {}, token);
+      // A spectator's token is good for every connection, and needs no other.
+      const ticket = token.includes(".")
+        ? { ...(await this._ask("GET", `/v1/sessions/${id}/spectators`, token)), session_id: id }
+        : await this._post(`/v1/sessions/${id}/resume`, {}, token);
       if (epoch !== this.epoch) return;
       this.ticket = ticket;
       this._connect(ticket, epoch);
@@ -199,7 +200,8 @@ export class Player extends EventTarget {
       if (epoch !== this.epoch) return;
       const isOver = error instanceof Refused && error.status < 500;
       if (isOver) this.ticket = null;
-      this._retry(epoch, () => (isOver ? this.open() : this._resume(id, token, epoch)));
+      if (isOver && this.session?.isWatched) this._tell("ended", CLOSE.UNKNOWN_SESSION);
+      else this._retry(epoch, () => (isOver ? this.open() : this._resume(id, token, epoch)));
     }
   }
 
@@ -294,9 +296,14 @@ export class Player extends EventTarget {
   }
 
   /** @param {string} url @param {object} body @param {string} token */
-  async _post(url, body, token = this.secret) {
-    const headers = { "Content-Type": "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
-    const answer = await fetch(url, { method: "POST", headers, body: JSON.stringify(body) });
+  _post(url, body, token = this.secret) {
+    return this._ask("POST", url, token, body);
+  }
+
+  /** @param {"GET"|"POST"} method @param {string} url @param {string} token @param {object} [body] */
+  async _ask(method, url, token, body) {
+    const headers = { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) };
+    const answer = await fetch(url, { method, headers, ...(body && { body: JSON.stringify(body) }) });
     const found = await answer.json();
     if (!answer.ok) throw new Refused(answer.status, found, 1000 * Number(answer.headers.get("Retry-After") ?? 0));
     return found;
