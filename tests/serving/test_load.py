@@ -78,6 +78,7 @@ def test_players_are_measured_alone_and_beside_hostile_clients():
     with serving(*wm.tiny_world(0), tiny_prompts(), slots=1 + hostile.SEATS) as server:
         numbers = load.withstand(load.LoadConfig(server.url, seconds=3, warmup=0.5, rounds=2))
         assert server.free_slots() == 1 + hostile.SEATS, "everybody has left"
+    assert numbers["company_rows_a_step"] > 3 and numbers["alone_rows_a_step"] < 1.5
     assert numbers["recompilations"] == 0 and numbers["alone_gap_p99_ms"] > 0 and numbers["beside_fps_least"] > 5
     assert {"bomb: 422", "wrong token: closed 4401", "path traversal: 404"} <= set(numbers["answers"])
     assert "bomb: 422" in load.show(numbers)

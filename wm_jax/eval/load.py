@@ -3,7 +3,7 @@
     python -m wm_jax.eval.load worlds/coinrun --players 6 --fps 15         # a server of its own, six players at 15 frames/s
     python -m wm_jax.eval.load http://127.0.0.1:8000 --players 4           # a server that runs already
     python -m wm_jax.eval.load worlds/coinrun --players 8 --processes      # one batch of 8 against 8 servers of one player each
-    python -m wm_jax.eval.load worlds/coinrun --players 2 --hostile        # alone, and beside clients that break every rule
+    python -m wm_jax.eval.load worlds/coinrun --players 2 --hostile        # alone, in company, beside clients that break every rule
 
 Speaks wm.v1 from its text alone and shows no frame: what is measured is the server, and the client's own cost is small.
 """
@@ -43,8 +43,8 @@ QUIET_S = 30.0
 SAMPLES = 100
 """How often the server's process is looked at in a run."""
 
-KEPT = ("fps_least", "gap_p50_ms", "gap_p95_ms", "gap_p99_ms", "gap_max_ms", "action_to_frame_p50_ms")
-"""What of a player's numbers is told of both arms of `--hostile`."""
+KEPT = ("fps_least", "rows_a_step", "gap_p50_ms", "gap_p95_ms", "gap_p99_ms", "gap_max_ms", "action_to_frame_p50_ms")
+"""What of a player's numbers is told of the arms of `--hostile`."""
 
 BARS = {
     "fps_least": ">= 95 % of the rate",
@@ -74,7 +74,7 @@ class LoadConfig:
     processes: bool = False
     """Compare one batch for all players with a server for each, both as fast as they can, in turn."""
     hostile: bool = False
-    """Compare playing alone with playing beside hostile clients (`wm_jax.eval.hostile`), on one server, in turn."""
+    """Compare playing alone, beside polite players and beside hostile clients (`wm_jax.eval.hostile`), on one server, in turn."""
     rounds: int = 3
     """Turns of such a comparison; the medians count."""
     auth: str | None = None
@@ -335,9 +335,10 @@ def compare(config: LoadConfig) -> dict[str, float]:
 
 
 def withstand(config: LoadConfig) -> dict[str, Any]:
-    """The same players alone and beside hostile clients, in turn on one server; and what those were answered."""
-    alone: list[dict[str, float]] = []
-    beside: list[dict[str, float]] = []
+    """The same players alone, beside as many polite players as there are seats for hostile ones, and beside those, in turn on
+    one server; and what the last were answered."""
+    arms: dict[str, list[dict[str, float]]] = {"alone": [], "company": [], "beside": []}
+    company = dataclasses.replace(config, players=config.players + hostile.SEATS)
     answers: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         url = config.target.rstrip("/")
@@ -345,15 +346,16 @@ def withstand(config: LoadConfig) -> dict[str, Any]:
             slots = config.slots or config.players + hostile.SEATS
             url = stack.enter_context(serving(config.target, slots, config.fps))
         for _ in range(config.rounds):
-            alone.append(measure(url, config)[0])
+            arms["alone"].append(measure(url, config)[0])
+            arms["company"].append(measure(url, company)[0])
             with attacked(url, config, answers):
-                beside.append(measure(url, config)[0])
+                arms["beside"].append(measure(url, config)[0])
     middle = {
-        f"{arm}_{name}": float(np.median([numbers[name] for numbers in arms]))
+        f"{arm}_{name}": float(np.median([numbers[name] for numbers in rounds]))
         for name in KEPT
-        for arm, arms in (("alone", alone), ("beside", beside))
+        for arm, rounds in arms.items()
     }
-    last = {name: beside[-1][name] for name in ("players", "fps_wanted", "recompilations")}
+    last = {name: arms["beside"][-1][name] for name in ("players", "fps_wanted", "recompilations")}
     return {**last, **middle, "answers": dict(sorted(answers.items()))}
 
 
