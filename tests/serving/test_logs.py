@@ -63,6 +63,19 @@ def test_a_session_leaves_a_line_when_it_begins_resumes_and_ends(server: Server,
     assert (said[2]["reason"], said[2]["frames"], said[2]["dropped"]) == ("deleted", 3, 0) and said[2]["seconds"] > 0
 
 
+@pytest.mark.parametrize("kind", ["console", "json"])
+def test_bytes_that_are_no_text_leave_one_line(server: Server, written, kind):
+    stream = written(kind)
+    ticket = server.create()
+    with server.connect(ticket) as socket:
+        Talk(socket).wait_for("session.created")
+        socket.send(b"\xff", text=True)
+        assert closing_code(socket)[0] == 1007
+    server.delete(ticket)
+    (line,) = [line for line in stream.getvalue().splitlines() if "UTF-8" in line]
+    assert "warning" in line and "Traceback" not in stream.getvalue()
+
+
 def test_a_failure_names_the_session_and_the_event(server: Server, written, monkeypatch):
     def fail(message) -> int:
         raise RuntimeError(f"a mistake of ours with wm.auth.{ticket['token']}")

@@ -48,6 +48,7 @@ def handler(kind: LogKind, stream: TextIO) -> logging.Handler:
     if is_json:
         before = [*before, structlog.stdlib.add_logger_name, structlog.processors.format_exc_info]
     made = logging.StreamHandler(stream)
+    made.addFilter(_blame)
     made.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,
@@ -55,6 +56,13 @@ def handler(kind: LogKind, stream: TextIO) -> logging.Handler:
         )
     )
     return made
+
+
+def _blame(record: logging.LogRecord) -> bool:
+    """Bytes that are no text are the client's fault: one line of them, and no traceback of ours."""
+    if record.name == "uvicorn.error" and record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+    return True
 
 
 def _without_twins(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
