@@ -76,6 +76,16 @@ def test_bytes_that_are_no_text_leave_one_line(server: Server, written, kind):
     assert "warning" in line and "Traceback" not in stream.getvalue()
 
 
+def test_a_second_signal_to_stop_leaves_one_line(written):
+    stream = written("json")
+    # What uvicorn logs then, as it came from `serve.py`.
+    logging.getLogger("uvicorn.error").error(
+        "Traceback (most recent call last):\n...\nasyncio.exceptions.CancelledError\n"
+    )
+    (line,) = lines(stream)
+    assert (line["level"], line["event"]) == ("warning", "told to stop a second time: stopped at once")
+
+
 def test_a_failure_names_the_session_and_the_event(server: Server, written, monkeypatch):
     def fail(message) -> int:
         raise RuntimeError(f"a mistake of ours with wm.auth.{ticket['token']}")

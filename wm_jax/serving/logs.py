@@ -59,8 +59,14 @@ def handler(kind: LogKind, stream: TextIO) -> logging.Handler:
 
 
 def _blame(record: logging.LogRecord) -> bool:
-    """Bytes that are no text are the client's fault: one line of them, and no traceback of ours."""
-    if record.name == "uvicorn.error" and record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+    """What others did leaves one line, and no traceback of ours: bytes that are no text, and a second signal to stop."""
+    if record.name != "uvicorn.error":
+        return True
+    is_unreadable = record.exc_info is not None and isinstance(record.exc_info[1], UnicodeDecodeError)
+    is_told_twice = record.getMessage().rstrip().endswith("asyncio.exceptions.CancelledError")
+    if is_told_twice:
+        record.msg, record.args = "told to stop a second time: stopped at once", ()
+    if is_unreadable or is_told_twice:
         record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
     return True
 
