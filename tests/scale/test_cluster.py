@@ -49,7 +49,7 @@ class Launched:
     def wait_for(self, text: str, times: int = 1) -> None:
         self.wait_until(lambda: self._log.read_text().count(text) >= times)
 
-    def wait_until(self, is_so: Callable[[], bool], seconds: float = 120.0) -> None:
+    def wait_until(self, is_so: Callable[[], bool], seconds: float = 300.0) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert self.process.poll() is None, self._log.read_text()
