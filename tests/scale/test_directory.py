@@ -10,7 +10,7 @@ from wm_jax.scale.__main__ import ScaleArgs, resolved
 from wm_jax.scale.autoscale import wanted
 from wm_jax.scale.cluster import check_cluster
 from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
-from wm_jax.scale.directory import ORPHAN_S, Beat, Directory, Load, Orders
+from wm_jax.scale.directory import ORPHAN_S, Address, Beat, Directory, Load, Orders
 from wm_jax.serving.config import ServeConfig
 
 LEASE_S = 5.0
@@ -61,18 +61,20 @@ def test_the_next_player_sits_where_most_slots_are_free_and_frames_are_on_time(d
 def test_a_rollout_is_known_from_its_start_on_and_by_a_new_directory_as_well(directory, clock):
     directory.beat(beat("a", free_slots=4, scripts=3))
     directory.beat(beat("b", free_slots=2))
-    assert directory.place_rollout().replica == "b" and directory.place_rollout(("b",)).replica == "a"
+    assert directory.place_rollout() == Address("b", "http://b") and directory.place_rollout(("b",)) == Address(
+        "a", "http://a"
+    )
     assert directory.find_rollout("roll") is None
     directory.begun("roll", "b")
     directory.beat(beat("b"))
-    assert directory.find_rollout("roll").replica == "b", "begun while that beat was made"
+    assert directory.find_rollout("roll") == Address("b", "http://b"), "begun while that beat was made"
     names = dataclasses.replace(beat("b"), rollouts=("roll",))
     directory.beat(names)
     directory.beat(beat("b"))
     assert directory.find_rollout("roll") is None, "it was named, and is not any more"
     fresh = Directory(LEASE_S, clock)
     fresh.beat(names)
-    assert fresh.find_rollout("roll").replica == "b"
+    assert fresh.find_rollout("roll") == Address("b", "http://b")
     clock.now += LEASE_S + 0.1
     assert fresh.find_rollout("roll") is None and fresh.place_rollout() is None
 
