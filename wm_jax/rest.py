@@ -86,10 +86,20 @@ def come_back(url: str, session_id: str, resume_token: str, patience_s: float = 
       ServerError: there is no such session, or nobody took it up within that time.
       OSError: nobody answered within that time.
     """
+    return patiently("POST", f"{url}/v1/sessions/{session_id}/resume", None, resume_token, patience_s)
+
+
+def patiently(method: str, url: str, body: Any, auth: str | None, patience_s: float) -> dict[str, Any]:
+    """One REST call that is made again for so long while nobody answers it, or says to come again.
+
+    Raises:
+      ServerError: the server says no, or to come again until the end.
+      OSError: nobody answered within that time.
+    """
     until = time.monotonic() + patience_s
     while True:
         try:
-            return request("POST", f"{url}/v1/sessions/{session_id}/resume", None, resume_token)
+            return request(method, url, body, auth)
         except (ServerError, OSError) as error:
             is_final = isinstance(error, ServerError) and error.status not in COME_AGAIN
             if is_final or time.monotonic() > until:

@@ -65,7 +65,8 @@ def test_a_rollout_is_known_from_its_start_on_and_by_a_new_directory_as_well(dir
         "a", "http://a"
     )
     assert directory.find_rollout("roll") is None
-    directory.begun("roll", "b")
+    directory.begun("roll", "b", 3)
+    assert directory.place_rollout() == Address("a", "http://a"), "promised until b tells"
     directory.beat(beat("b"))
     assert directory.find_rollout("roll") == Address("b", "http://b"), "begun while that beat was made"
     names = dataclasses.replace(beat("b"), rollouts=("roll",))
@@ -73,10 +74,11 @@ def test_a_rollout_is_known_from_its_start_on_and_by_a_new_directory_as_well(dir
     directory.beat(beat("b"))
     assert directory.find_rollout("roll") is None, "it was named, and is not any more"
     fresh = Directory(LEASE_S, clock)
+    assert fresh.is_new()
     fresh.beat(names)
     assert fresh.find_rollout("roll") == Address("b", "http://b")
     clock.now += LEASE_S + 0.1
-    assert fresh.find_rollout("roll") is None and fresh.place_rollout() is None
+    assert not fresh.is_new() and fresh.find_rollout("roll") is None and fresh.place_rollout() is None
 
 
 def test_a_silent_replica_loses_its_sessions_and_another_takes_them_up(directory, clock):
@@ -182,6 +184,7 @@ def test_one_goes_only_where_its_players_find_slots_on_the_others(directory):
     assert wanted(replicas(directory, a={"free_slots": 2}, b={"free_slots": 3}), 2, 1) == 1
     assert wanted(replicas(directory, a={"free_slots": 2}, b={"free_slots": 2}), 2, 1) == 2
     assert wanted(replicas(directory, a={}, b={}, c={}, d={}), 4, 1) == 3, "one at a time"
+    assert wanted(replicas(directory, a={}, b={"scripts": 1}), 2, 1) == 2, "a rollout would end with its server"
 
 
 def test_where_all_are_too_slow_there_is_one_more(directory, clock):

@@ -15,7 +15,7 @@ from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import History, Memory
 from wm_jax.serving.lobby import Lobby
-from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, Outbox, Sending
+from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, EncodedFrame, Outbox, Sending, Spent
 from wm_jax.serving.protocol import Step
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.session import Opening, Session
@@ -121,13 +121,13 @@ def test_a_lost_frame_and_what_was_launched_after_it_are_made_again(lost):
 
 
 class StartingEngine(Engine):
-    """Four slots; to begin takes longer than there is time for between two frames."""
+    """Five slots; to begin takes longer than there is time for between two frames."""
 
     start_s = 1.0
 
     def __init__(self) -> None:
-        self.slots = 4
-        self.sizes = (4,)
+        self.slots = 5
+        self.sizes = (5,)
         self.begun: list[int] = [0]
 
     def compile(self, report) -> None:
@@ -138,27 +138,40 @@ class StartingEngine(Engine):
 
     def step(self, controls, active, chosen=None):
         self.begun.append(0)
-        return np.zeros((4, 8, 8, 3), np.uint8)
+        return np.zeros((5, 8, 8, 3), np.uint8)
 
 
 def test_dreams_that_begin_share_the_time_between_frames_and_nobody_waits_for_long():
+    """One does not read what it asked for, one begins again with every step, one steps on, and players join them."""
     delivered: list[Any] = []
     engine = StartingEngine()
-    batcher = Batcher(engine, Arcade("none", delivered.extend), 30.0, delivered.extend)
-    sessions = [Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw") for _ in range(4)]
+    batcher = Batcher(engine, Arcade("none", delivered.extend), 100.0, delivered.extend)
+    full = Outbox(None)
+    sessions = [
+        Session(KEYS, 100.0, full if slot == 0 else Outbox(None), Opening(0), codec="raw", mode=mode)
+        for slot, mode in enumerate(("stepped", "stepped", "stepped", "realtime", "realtime"))
+    ]
     for session in sessions:
         session.is_connected = True
         assert batcher.seat(session)
-    for index in range(6):  # all begin again and again
-        for session in sessions:
-            session.restart()
-            session.ask(Step(type="step", step_id=index))
+    stalled, restless, stepping, *players = sessions
+    for index in range(MAX_STEPPED_FRAMES):
+        full.put_frame(EncodedFrame(b"x", "raw", 8, 8, index, 0.0, None, None, None, Spent()))
+    stalled.ask(Step(type="step", step_id=0))
+    for index in range(6):
+        restless.restart()
+        restless.ask(Step(type="step", step_id=index))
+        stepping.ask(Step(type="step", step_id=index))
     batcher.begin()
     deadline = time.monotonic() + 20
-    while len(delivered) < 24 and time.monotonic() < deadline:
+    while len(delivered) < 40 and time.monotonic() < deadline:
         time.sleep(0.01)
     batcher.stop()
-    assert max(engine.begun) == 1 and [sessions.index(session) for session, _ in delivered] == 6 * [0, 1, 2, 3]
+    assert max(engine.begun) == 1, "never two between frames"
+    order = [session for session, _ in delivered]
+    assert stalled not in order and order.count(restless) == 6 and order.count(stepping) == 6
+    begun = [order.index(player) for player in players]
+    assert max(begun) < 12, f"the players begin while others begin again and again: {begun}"
 
 
 @asynccontextmanager

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from wm_jax.rest import ServerError, download, request
+from wm_jax.rest import ServerError, download, patiently, request
 
 LOOK_S = 0.2
+PATIENCE_S = 30.0
+"""How long a server may not answer while it is only asked how far it is."""
 
 
 def record(url: str, session_id: str, path: Path, auth: str | None, video: bool) -> Path:
@@ -41,7 +43,7 @@ def roll_out(
     asked = request("POST", f"{url}/v1/rollouts", body, auth)
     where = f"{url}/v1/rollouts/{asked['rollout_id']}"
     try:
-        while (state := request("GET", where, None, auth))["status"] in ("queued", "running"):
+        while (state := patiently("GET", where, None, auth, PATIENCE_S))["status"] in ("queued", "running"):
             time.sleep(LOOK_S)
         if state["status"] != "done":
             raise ServerError(f"{state['code']}: {state['message']}")

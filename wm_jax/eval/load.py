@@ -40,8 +40,8 @@ UNPACED = 1000.0
 QUIET_S = 30.0
 """A run shorter than this shows no progress."""
 
-SAMPLES = 100
-"""How often the server's process is looked at in a run."""
+SAMPLES, SAMPLE_S = 100, 2.0
+"""How often the server's process is looked at in a run, and the least seconds between: looking costs it a millisecond."""
 
 KEPT = ("fps_least", "rows_a_step", "gap_p50_ms", "gap_p95_ms", "gap_p99_ms", "gap_max_ms", "action_to_frame_p50_ms")
 """What of a player's numbers is told of the arms of `--hostile`."""
@@ -177,14 +177,14 @@ class Server:
     memory_mb: list[float] = dataclasses.field(default_factory=list[float])
     files: list[float] = dataclasses.field(default_factory=list[float])
 
-    def sample(self, metrics: str) -> None:
-        """Takes what `GET /metrics` says of the process; nothing where it does not run on Linux."""
-        for metric in text_string_to_metric_families(metrics):
-            for one in metric.samples:
-                if one.name == "process_resident_memory_bytes":
-                    self.memory_mb.append(1e-6 * one.value)
-                elif one.name == "process_open_fds":
-                    self.files.append(one.value)
+    def sample(self, url: str, auth: str | None) -> None:
+        """Takes what `GET /metrics` says of the process; nothing where it does not run on Linux, or does not answer."""
+        with contextlib.suppress(OSError, RuntimeError):
+            told = text_string_to_metric_families(fetch_text(f"{url}/metrics", auth))
+            known = {one.name: one.value for metric in told for one in metric.samples}
+            if "process_resident_memory_bytes" in known and "process_open_fds" in known:
+                self.memory_mb.append(1e-6 * known["process_resident_memory_bytes"])
+                self.files.append(known["process_open_fds"])
 
 
 async def watch_over(url: str, config: LoadConfig, server: Server) -> None:
@@ -193,8 +193,8 @@ async def watch_over(url: str, config: LoadConfig, server: Server) -> None:
     with progress(quiet=until < QUIET_S) as bar:
         task = bar.add_task(f"{config.players} players", total=until)
         while True:
-            await asyncio.sleep(until / SAMPLES)
-            server.sample(await asyncio.to_thread(fetch_text, f"{url}/metrics", config.auth))
+            await asyncio.to_thread(server.sample, url, config.auth)
+            await asyncio.sleep(max(SAMPLE_S, until / SAMPLES))
             bar.update(task, completed=min(until, time.perf_counter() - began))
 
 
@@ -203,9 +203,11 @@ async def play_watched(url: str, config: LoadConfig) -> tuple[list[Played], Serv
     server = Server()
     watcher = asyncio.create_task(watch_over(url, config, server))
     try:
-        return await play_all([url], config), server
+        played = await play_all([url], config)
     finally:
         watcher.cancel()
+    server.sample(url, config.auth)
+    return played, server
 
 
 async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
@@ -275,6 +277,7 @@ def growth(server: Server) -> dict[str, float]:
     return {
         "memory_first_mb": server.memory_mb[early],
         "memory_last_mb": server.memory_mb[late],
+        "memory_samples": len(server.memory_mb),
         "files_first": server.files[early],
         "files_last": server.files[late],
     }
@@ -338,13 +341,17 @@ def withstand(config: LoadConfig) -> dict[str, Any]:
     """The same players alone, beside as many polite players as there are seats for hostile ones, and beside those, in turn on
     one server; and what the last were answered."""
     arms: dict[str, list[dict[str, float]]] = {"alone": [], "company": [], "beside": []}
-    company = dataclasses.replace(config, players=config.players + hostile.SEATS)
     answers: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         url = config.target.rstrip("/")
         if not url.startswith("http"):
             slots = config.slots or config.players + hostile.SEATS
             url = stack.enter_context(serving(config.target, slots, config.fps))
+        free = request("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["limits"]["slots_free"]
+        if free < config.players + hostile.SEATS:
+            text = f"{config.players} players beside {hostile.SEATS} hostile ones need as many slots; {url} has {free} free"
+            raise RuntimeError(text)
+        company = dataclasses.replace(config, players=config.players + hostile.SEATS)
         for _ in range(config.rounds):
             arms["alone"].append(measure(url, config)[0])
             arms["company"].append(measure(url, company)[0])

@@ -13,6 +13,7 @@ def wanted(replicas: Sequence[Replica], target: int, spare_slots: int) -> int:
     """How many replicas there should be, limits apart.
 
     One fewer at a time, and only where those who play on it would find a slot on the others: they are asked to go there.
+    None goes while a rollout is made, which would end with it; none comes for one either.
 
     Args:
       replicas: Those that report.
@@ -27,7 +28,7 @@ def wanted(replicas: Sequence[Replica], target: int, spare_slots: int) -> int:
     needed = math.ceil((taken + spare_slots) / slots)
     if loads and all(known.is_overloaded for known in replicas if not known.beat.load.is_draining):
         needed = max(needed, target + 1)
-    return max(needed, target - 1)
+    return max(needed, target if any(load.scripts for load in loads) else target - 1)
 
 
 class SlotPolicy:

@@ -102,6 +102,7 @@ class Replica:
     Attributes:
       promised: Slots given away since.
       rollouts: Begun there since, and not yet in a beat.
+      scripts: How many they have.
     """
 
     beat: Beat
@@ -109,6 +110,7 @@ class Replica:
     missed_a_second: float = 0.0
     promised: int = 0
     rollouts: tuple[str, ...] = ()
+    scripts: int = 0
     must_drain: bool = False
     is_lost: bool = False
 
@@ -145,6 +147,7 @@ class Directory:
     def __init__(self, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease_s = lease_s
         self._clock = clock
+        self._began_at = clock()
         self._replicas: dict[str, Replica] = {}
         self._leases: dict[str, Lease] = {}
 
@@ -201,7 +204,9 @@ class Directory:
 
     def place_rollout(self, tried: Iterable[str] = ()) -> Address | None:
         """The replica for the next rollout: the one with most free slots, less the scripts that want them already."""
-        best = max(self._ready(tried), key=lambda known: known.room - known.beat.load.scripts, default=None)
+        best = max(
+            self._ready(tried), key=lambda known: known.room - known.scripts - known.beat.load.scripts, default=None
+        )
         return None if best is None else Address(best.beat.replica, best.beat.url)
 
     def own(self, session_id: str, replica: str) -> None:
@@ -211,17 +216,22 @@ class Directory:
             replica, 0 if known is None else known.epoch, None if known is None else known.saved
         )
 
-    def begun(self, rollout_id: str, replica: str) -> None:
+    def begun(self, rollout_id: str, replica: str, scripts: int) -> None:
         """A rollout was taken on there just now; its next beats name it, until it is over."""
         if replica in self._replicas:
             self._replicas[replica].rollouts += (rollout_id,)
+            self._replicas[replica].scripts += scripts
 
     def find_rollout(self, rollout_id: str) -> Address | None:
-        """Who makes a rollout, or has made it; None: nobody that is there."""
+        """Who makes a rollout, or has made it; None: nobody that has reported."""
         for known in self.replicas():
             if rollout_id in known.beat.rollouts or rollout_id in known.rollouts:
                 return Address(known.beat.replica, known.beat.url)
         return None
+
+    def is_new(self) -> bool:
+        """Whether replicas may be there that have not reported since this directory was started."""
+        return self._clock() - self._began_at < self._lease_s
 
     def find(self, session_id: str) -> Whereabouts | None:
         """Where a session is; None: no replica has named it, and it may yet be on the disk."""

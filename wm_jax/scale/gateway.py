@@ -164,6 +164,9 @@ class Gateway:
             answer = await handed
             if answer is not None:
                 return answer
+        if address is not None or await self._ask("is_new"):
+            text = "the server of this rollout does not answer now: come again"
+            raise Refusal(ErrorCode.BUSY, text, retry_after_ms=1_000)
         text = "no such rollout: it has expired, or its server is gone, and with that what it had made"
         raise Refusal(ErrorCode.UNKNOWN_ROLLOUT, text, param="rollout_id")
 
@@ -259,7 +262,9 @@ class Gateway:
             if answer.status in (200, 201) and path.startswith("/v1/sessions"):
                 content = await self._seated(address, request, content)
             if answer.status == 201 and path == "/v1/rollouts":
-                await self._ask("begun", json.loads(content)["rollout_id"], address.replica)
+                told = json.loads(content)
+                with contextlib.suppress(Refusal):  # else its next beat names it
+                    await self._ask("begun", told["rollout_id"], address.replica, told["scripts"])
             return Response(content, answer.status, _kept(answer.headers))
         return None
 

@@ -7,6 +7,7 @@ them, encodes and hands over; the event loop sends. Frame n is encoded while fra
 import contextlib
 import dataclasses
 import logging
+import math
 import queue
 import threading
 import time
@@ -144,7 +145,7 @@ class Batcher:
         self.pace = Pace(fps)
         self._deliver = deliver
         self._seats: list[Session | None] = [None] * engine.slots
-        self._first = 0
+        self._put_off: list[int] = []
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._captures: queue.SimpleQueue[tuple[Session, Future[Moment]]] = queue.SimpleQueue()
@@ -317,18 +318,19 @@ class Batcher:
         if self.is_held:
             self.pace.rest()
             return None
-        is_playing = is_stepping = False
+        is_playing, is_stepping, start_s = False, False, math.inf
         for session in self._seats:
             if session is None:
                 continue
             if session.mode == "realtime":
                 is_playing = is_playing or session.is_playing
-            elif not is_stepping and session.has_steps:
-                is_stepping = self._arcade.is_free(session)
+            elif session.has_steps and self._arcade.is_free(session):
+                is_stepping = True
+                start_s = min(start_s, self.engine.start_s if session.is_to_begin else 0.0)
         if not is_playing:
             self.pace.rest()
             return 0.0 if is_stepping else None
-        if is_stepping and now + self.pulse.step_s < self.pace.due:
+        if is_stepping and now + self.pulse.step_s + start_s < self.pace.due:
             return 0.0
         return self.pace.due - now
 
@@ -409,17 +411,21 @@ class Batcher:
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
         """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade.
 
-        Whoever begins does not make those wait who play: where there is no time for all beginnings some come a frame later,
-        and then they come first.
+        Whoever begins does not make those wait who play: where there is no time for all beginnings some come later, in the
+        order in which they were put off, and before others.
         """
-        room, put_off = self._beginnings(), list[int]()
-        for slot in (*range(self._first, len(self._seats)), *range(self._first)):
+        room, before, self._put_off = self._beginnings(is_tick), self._put_off, []
+        for slot in (*before, *(slot for slot in range(len(self._seats)) if slot not in before)):
             session = self._seats[slot]
-            if session is None or not self._is_due(session, is_tick):
+            if session is None:
+                continue
+            if not self._is_due(session, is_tick):
+                if slot in before and session.is_to_begin:
+                    self._put_off.append(slot)
                 continue
             if session.is_to_begin:
                 if not room:
-                    put_off.append(slot)
+                    self._put_off.append(slot)
                     continue
                 room -= 1
             turn = session.take(self.pace.fps)
@@ -436,12 +442,14 @@ class Batcher:
             if session.is_to_keep(turn.frame_id):
                 session.keep(turn.frame_id, self.engine.take(slot))
             session.is_launched(turn)
-        self._first = put_off[0] if put_off else 0
 
-    def _beginnings(self) -> int:
-        """How many dreams may begin with the next frame: as many as there is time for, and one at least."""
-        start_s, left = self.engine.start_s, 1.0 / self.pace.fps - self.pulse.step_s
-        return max(1, int(left / start_s)) if start_s else len(self._seats)
+    def _beginnings(self, is_tick: bool) -> int:
+        """How many dreams may begin now: as many as there is time for until the next tick, and with a tick one at least."""
+        start_s, slots = self.engine.start_s, len(self._seats)
+        if not start_s or not any(session is not None and session.is_playing for session in self._seats):
+            return slots
+        left = 1.0 / self.pace.fps if is_tick else self.pace.due - time.perf_counter()
+        return min(slots, max(int(is_tick), int((left - self.pulse.step_s) / start_s)))
 
     def _seat(self, slot: int, session: Session, opening: Opening) -> bool:
         """Starts a dream in its slot; a beginning that cannot be made fails its own session alone."""
@@ -456,7 +464,7 @@ class Batcher:
         return True
 
     def _is_due(self, session: Session, is_tick: bool) -> bool:
-        if session.mode == "realtime" and not (is_tick and session.is_playing):
+        if not (is_tick and session.is_playing if session.mode == "realtime" else session.has_steps):
             return False
         return self._arcade.is_free(session)
 

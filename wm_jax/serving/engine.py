@@ -136,8 +136,8 @@ class Engine:
         self.forget()
         for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
             self.seat(0, Opening(0, image=image))
-        self.take(0)
-        self.start_s = self._time_start()
+        jax.block_until_ready(self.take(0).state)
+        self.start_s = min(self._time_start() for _ in range(3))
         for _ in range(2):
             self._rehearse(range(self.slots))
         self._steps = {rows: step for rows, step in compiled.items() if self._is_exact(rows, step)}

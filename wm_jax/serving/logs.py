@@ -62,7 +62,7 @@ def _blame(record: logging.LogRecord) -> bool:
     """What others did leaves one line, and no traceback of ours: bytes that are no text, and a second signal to stop."""
     if record.name != "uvicorn.error":
         return True
-    is_unreadable = record.exc_info is not None and isinstance(record.exc_info[1], UnicodeDecodeError)
+    is_unreadable = record.getMessage().startswith("Invalid UTF-8")
     is_told_twice = record.getMessage().rstrip().endswith("asyncio.exceptions.CancelledError")
     if is_told_twice:
         record.msg, record.args = "told to stop a second time: stopped at once", ()
