@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ("autoencoder", "checkpoint", "conditioning", "dynamics", "nn", "pallas_kernels", "samplers", "world")
 # What the model does not call on the devices of that JAX: ops that wait for a measurement, and the port's attention on a CPU.
 NOT_CORE = ("test_cached_attention_cpu.py", "test_norm_modulate.py", "test_quantized_matmul.py")
+NOT_CORE_TESTS = ("test_norm_modulate[", "test_quantized_matmul[")
 CORE_FILES = ("test_checkpoint.py", "test_config.py")
 
 # In the environment and not only in jax.config, so that the processes which tests start compile into the same cache.
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with the most slow tests first: begun last, one of them would leave the other worker without work."""
     for item in items:
         where = item.path.relative_to(ROOT / "tests")
-        if where.name in NOT_CORE:
+        if where.name in NOT_CORE or item.name.startswith(NOT_CORE_TESTS):
             continue
         if where.parts[0] in CORE or where.name in CORE_FILES:
             item.add_marker(pytest.mark.core)
