@@ -1,8 +1,11 @@
 """The load generator against a real server: what it counts is what was sent."""
 
 import asyncio
+import contextlib
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,19 @@ import wm_jax as wm
 from tests.serving.conftest import serving, tiny_prompts
 from wm_jax.eval import hostile, load
 from wm_jax.eval.load import LoadConfig, Played, lateness, rate
+from wm_jax.ports.published import Published
+
+TINY = """
+import dataclasses
+import wm_jax as wm
+
+@dataclasses.dataclass
+class Run:
+    world: object
+
+def config():
+    return Run(wm.tiny_world(0)[0].config)
+"""
 
 
 def test_the_rate_and_the_lateness_of_a_player():
@@ -43,14 +59,60 @@ def test_two_players_of_a_real_server(server, tmp_path, monkeypatch, capsys):
     assert server.free_slots() == 2, "the players have left"
 
 
-def test_what_the_server_refuses_is_said(server, monkeypatch):
+def test_what_the_server_refuses_is_said(server, tmp_path):
     with pytest.raises(RuntimeError, match="503"):
         load.measure(server.url, LoadConfig(server.url, players=3, seconds=0.1, warmup=0.1))
     with pytest.raises(RuntimeError, match=r"serve\.py ended with exit status 2"):
         load.run(LoadConfig("no_world"))
-    monkeypatch.setattr(sys, "argv", ["load", server.url, "--processes"])
-    with pytest.raises(SystemExit, match="name a world folder"):
-        load.main()
+    worldless = tmp_path / "worldless.py"
+    worldless.write_text(TINY.replace("world:", "other:"))
+    with pytest.raises(ValueError, match="has no world"):
+        load.run(LoadConfig(str(worldless)))
+    random = Published(random_weights=True)
+    refused: list[tuple[str, dict[str, Any], str]] = [
+        (server.url, {"processes": True}, "name a world, not a URL"),
+        (server.url, {"published": random}, "runs already"),
+        ("world", {"search": True, "hostile": True}, "two measurements"),
+        ("world", {"search": True, "plot": Path("gaps.png")}, "makes several"),
+    ]
+    for target, settings, error in refused:
+        with pytest.raises(ValueError, match=error):
+            LoadConfig(target, **settings)
+
+
+@pytest.mark.slow
+def test_an_untrained_world_is_searched_for_how_many_it_carries(tmp_path, monkeypatch, capfd):
+    """As on an accelerator: a config, no weights, a rate, a price."""
+    told = tmp_path / "tiny.py"
+    told.write_text(TINY)
+    words = ["--players", "1", "--search", "--fps", "5", "--seconds", "1", "--warmup", "0.3", "--price", "3"]
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["load", str(told), *words, "--json", str(out)])
+    load.main()
+    numbers = json.loads(out.read_text())
+    assert numbers["players"] == 1 and numbers["price_of_a_player_hour"] == 3.0 and "too_many" not in numbers
+    assert 0 < numbers["step_p50_ms"] <= numbers["step_p99_ms"] < 200
+    assert "1 players: " in capfd.readouterr().err
+
+
+def test_the_search_says_how_many_are_too_many(monkeypatch):
+    """The device gives 40 frames a second, to be shared."""
+    servers: list[int] = []
+
+    @contextlib.contextmanager
+    def serving(config, slots, fps):
+        servers.append(slots)
+        yield "url"
+
+    def measure(url, config):
+        return {"players": config.players, "fps_least": min(10.0, 40 / config.players), "fps_wanted": 10.0}, []
+
+    monkeypatch.setattr(load, "serving", serving)
+    monkeypatch.setattr(load, "measure", measure)
+    found = load.search(LoadConfig("world", players=12, search=True))
+    assert (found["players"], found["too_many"], servers) == (4, 8, [1, 2, 4, 8])
+    found = load.search(LoadConfig("world", players=3, search=True))
+    assert found["players"] == 3 and "too_many" not in found and servers[4:] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

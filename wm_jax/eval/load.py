@@ -3,6 +3,8 @@
     python -m wm_jax.eval.load worlds/coinrun --players 6 --fps 15         # a server of its own, six players at 15 frames/s
     python -m wm_jax.eval.load http://127.0.0.1:8000 --players 4           # a server that runs already
     python -m wm_jax.eval.load worlds/coinrun --players 8 --processes      # one batch of 8 against 8 servers of one player each
+    python -m wm_jax.eval.load oasis-500m --random-weights --fps 20 --players 64 --search --price 2.5    # how many fit, and what each costs
+    python -m wm_jax.eval.load configs/base/dynamics.py --fps 20 --players 64 --search                   # a world that nobody trained
     python -m wm_jax.eval.load worlds/coinrun --players 2 --hostile        # alone, in company, beside clients that break every rule
 
 Speaks wm.v1 from its text alone and shows no frame: what is measured is the server, and the client's own cost is small.
@@ -23,7 +25,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -31,9 +34,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from wm_jax.eval import hostile
 from wm_jax.eval.progress import progress
+from wm_jax.ports.published import Published
 from wm_jax.rest import fetch_text, request
 
+if TYPE_CHECKING:
+    from wm_jax.world import WorldConfig
+
 SERVE = Path(__file__).parents[2] / "serve.py"
+PROMPT_FRAMES = 4
+"""Of the scene that an untrained world begins with, as the released ones have."""
+
 UNPACED = 1000.0
 """Frames a second that no device here reaches: the arms of `--processes` run as fast as they can."""
 
@@ -60,9 +70,18 @@ class LoadConfig:
     """Play a served world with many clients."""
 
     target: Annotated[str, tyro.conf.Positional]
-    """A world or run folder, or the URL of a running server."""
+    """What `serve.py` serves: a world's or a run's folder, a published world's name; or a run's config, whose world then has random
+    weights; or the URL of a running server."""
     players: int = 1
     """Clients at once, each in its own session."""
+    search: bool = False
+    """Find out how many players the device carries: 1, 2, 4 and so on to --players, until they no longer get their frames."""
+    price: float | None = None
+    """What one hour of the device costs; with it the cost of an hour of a player is told."""
+    device: str | None = None
+    """As `serve.py --device`."""
+    published: tyro.conf.OmitArgPrefixes[Published] = dataclasses.field(default_factory=Published)
+    """Weights and speed of a published world, as `serve.py` takes them."""
     seconds: float = 20.0
     """How long to play."""
     warmup: float = 3.0
@@ -84,6 +103,20 @@ class LoadConfig:
     plot: Path | None = None
     """A PNG: the gaps of every player over time, and how they are distributed."""
 
+    def __post_init__(self) -> None:
+        kinds = [name for name in ("processes", "hostile", "search") if getattr(self, name)]
+        if len(kinds) > 1:
+            raise ValueError(f"--{kinds[0]} and --{kinds[1]} are two measurements: ask for one")
+        if self.plot is not None and kinds:
+            raise ValueError(f"--plot draws one run, --{kinds[0]} makes several: leave one of them out")
+        is_url = self.target.startswith(("http://", "https://"))
+        if is_url and (self.processes or self.search):
+            raise ValueError(f"--{kinds[0]} starts servers of its own: name a world, not a URL")
+        if is_url and (self.device is not None or self.published != Published()):
+            raise ValueError(
+                f"{self.target} runs already: --device and the settings of published worlds are for a new server"
+            )
+
 
 @dataclasses.dataclass
 class Played:
@@ -94,6 +127,7 @@ class Played:
       arrived_s: When each frame came, after the warm-up.
       due_s: When each was due on the session's media clock, from any one moment on.
       latency_s: From an action to the first frame that obeys it.
+      step_ms: What the device took for each frame, as its header says.
       dropped: Frames the server dropped because this client did not keep up.
     """
 
@@ -101,6 +135,7 @@ class Played:
     arrived_s: list[float] = dataclasses.field(default_factory=list[float])
     due_s: list[float] = dataclasses.field(default_factory=list[float])
     latency_s: list[float] = dataclasses.field(default_factory=list[float])
+    step_ms: list[float] = dataclasses.field(default_factory=list[float])
     dropped: int = 0
 
 
@@ -162,6 +197,7 @@ async def _watch(client: Any, played: Played, pressed: dict[int, float], began: 
             continue
         played.arrived_s.append(now)
         played.due_s.append(1e-3 * header["pts_ms"])
+        played.step_ms.append(header["t"]["step"])
         played.dropped = header["dropped"] - dropped_before
         event = header.get("last_event_id")
         if event in pressed:
@@ -226,6 +262,7 @@ def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played
     gaps = 1e3 * np.concatenate([np.diff(one.arrived_s) for one in played])
     late = np.concatenate([lateness(one) for one in played])
     latency = 1e3 * np.concatenate([np.asarray(one.latency_s) for one in played])
+    steps = np.concatenate([np.asarray(one.step_ms) for one in played])
     rates = [rate(one) for one in played]
     wanted = request("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["fps"]
     return {
@@ -243,10 +280,13 @@ def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played
         "underruns_a_minute": 60.0 * float(np.sum(gaps > 2e3 / wanted)) / config.seconds / config.players,
         "action_to_frame_p50_ms": float(np.percentile(latency, 50)),
         "action_to_frame_p99_ms": float(np.percentile(latency, 99)),
+        "step_p50_ms": float(np.percentile(steps, 50)),
+        "step_p99_ms": float(np.percentile(steps, 99)),
         "dropped": float(sum(one.dropped for one in played)),
         "rows_a_step": (after["rows"] - before["rows"]) / max(1, after["frames"] - before["frames"]),
         "recompilations": after["recompilations"],
-        **{name: after[name] for name in ("fps", "step_ms", "encode_ms", "host_us", "missed_ticks")},
+        **{name: after[name] for name in ("fps", "encode_ms", "host_us", "missed_ticks")},
+        **({} if config.price is None else {"price_of_a_player_hour": config.price / config.players}),
         **drift(played),
         **growth(server),
     }, played
@@ -301,13 +341,17 @@ def rate(one: Played) -> float:
 
 
 @contextlib.contextmanager
-def serving(folder: str, slots: int, fps: float | None) -> Iterator[str]:
+def serving(config: LoadConfig, slots: int, fps: float | None) -> Iterator[str]:
     """`serve.py` of this world, ready to play; its URL. What it prints goes to our standard error."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(SERVE), folder, "--port", str(port), "--slots", str(slots)]
-    process = subprocess.Popen([*command, *([] if fps is None else ["--fps", str(fps)])], stdout=sys.stderr)
+    words = {"port": port, "slots": slots, "fps": fps, "device": config.device, **dataclasses.asdict(config.published)}
+    words = {name: value for name, value in words.items() if value is not None and value is not False}
+    command = [sys.executable, str(SERVE), config.target]
+    for name, value in words.items():
+        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    process = subprocess.Popen(command, stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
@@ -328,10 +372,10 @@ def compare(config: LoadConfig) -> dict[str, float]:
     batch: list[float] = []
     apart: list[float] = []
     for _ in range(config.rounds):
-        with serving(config.target, config.players, UNPACED) as url:
+        with serving(config, config.players, UNPACED) as url:
             batch.append(sum(rate(one) for one in asyncio.run(play_all([url], config))))
         with contextlib.ExitStack() as stack:
-            urls = [stack.enter_context(serving(config.target, 1, UNPACED)) for _ in range(config.players)]
+            urls = [stack.enter_context(serving(config, 1, UNPACED)) for _ in range(config.players)]
             apart.append(sum(rate(one) for one in asyncio.run(play_all(urls, config))))
     one, other = float(np.median(batch)), float(np.median(apart))
     return {"players": config.players, "one_batch_fps": one, "processes_fps": other, "ratio": one / other}
@@ -346,7 +390,7 @@ def withstand(config: LoadConfig) -> dict[str, Any]:
         url = config.target.rstrip("/")
         if not url.startswith("http"):
             slots = config.slots or config.players + hostile.SEATS
-            url = stack.enter_context(serving(config.target, slots, config.fps))
+            url = stack.enter_context(serving(config, slots, config.fps))
         free = request("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["limits"]["slots_free"]
         if free < config.players + hostile.SEATS:
             text = f"{config.players} players beside {hostile.SEATS} hostile ones need as many slots; {url} has {free} free"
@@ -364,6 +408,28 @@ def withstand(config: LoadConfig) -> dict[str, Any]:
     }
     last = {name: arms["beside"][-1][name] for name in ("players", "fps_wanted", "recompilations")}
     return {**last, **middle, "answers": dict(sorted(answers.items()))}
+
+
+def search(config: LoadConfig) -> dict[str, Any]:
+    """The numbers of the largest number of players, of 1, 2, 4 and so on, who all get 95 % of the frames they want; each number
+    plays on a server of as many slots.
+
+    Raises:
+      RuntimeError: one player alone does not get them.
+    """
+    found: dict[str, Any] = {}
+    sizes = {2**power for power in range(config.players.bit_length())} | {config.players}
+    for players in sorted(size for size in sizes if size <= config.players):
+        with serving(config, players, config.fps) as url:
+            numbers, _ = measure(url, dataclasses.replace(config, players=players))
+        print(f"{players} players: {numbers['fps_least']:.1f} of {numbers['fps_wanted']:g} frames/s", file=sys.stderr)
+        if numbers["fps_least"] < 0.95 * numbers["fps_wanted"]:
+            if not found:
+                text = f"one player gets {numbers['fps_least']:.2f} of {numbers['fps_wanted']:g} frames a second: try a lower --fps"
+                raise RuntimeError(text)
+            return {**found, "too_many": players}
+        found = numbers
+    return found
 
 
 @contextlib.contextmanager
@@ -414,6 +480,11 @@ def draw(played: list[Played], wanted: float, path: Path) -> None:
 
 def run(config: LoadConfig) -> dict[str, Any]:
     """All the numbers."""
+    if config.target.endswith(".py"):
+        with random_world(Path(config.target)) as folder:
+            return run(dataclasses.replace(config, target=str(folder)))
+    if config.search:
+        return search(config)
     if config.processes:
         return compare(config)
     if config.hostile:
@@ -422,13 +493,41 @@ def run(config: LoadConfig) -> dict[str, Any]:
         numbers, played = measure(config.target.rstrip("/"), config)
     else:
         began = time.perf_counter()
-        with serving(config.target, config.slots or config.players, config.fps) as url:
+        with serving(config, config.slots or config.players, config.fps) as url:
             ready_s = time.perf_counter() - began
             numbers, played = measure(url, config)
             numbers = {"start_to_ready_s": ready_s, **numbers}
     if config.plot is not None:
         draw(played, numbers["fps_wanted"], config.plot)
     return numbers
+
+
+@contextlib.contextmanager
+def random_world(config: Path) -> Iterator[Path]:
+    """A folder of the world of this run, untrained: as fast as a trained one.
+
+    Raises:
+      ValueError: it is no config of a run of dynamics.
+    """
+    import jax
+
+    from wm_jax import config as config_file
+    from wm_jax.checkpoint import save_world
+    from wm_jax.world import World
+
+    told = config_file.load(config)
+    if not hasattr(told, "world"):
+        raise ValueError(f"{config} has no world: name the config of a run that trains one (.../dynamics.py)")
+    world: WorldConfig = told.world
+    rng, shape = np.random.default_rng(0), (1, PROMPT_FRAMES)
+    prompts = {
+        "frames": rng.integers(0, 256, (*shape, *world.image, 3), dtype=np.uint8),
+        "keys": np.zeros((*shape, len(world.controls.keys)), bool),
+    }
+    with TemporaryDirectory(prefix="wm_jax-") as folder:
+        made = Path(folder) / "world"
+        save_world(made, world, World(world).init(jax.random.key(0)), prompts)
+        yield made
 
 
 def show(numbers: dict[str, Any]) -> str:
@@ -440,12 +539,10 @@ def show(numbers: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    config = tyro.cli(LoadConfig, description=__doc__)
-    if config.processes and config.target.startswith("http"):
-        sys.exit("error: --processes starts servers of its own: name a world folder, not a URL")
     try:
+        config = tyro.cli(LoadConfig, description=__doc__)
         numbers = run(config)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(show(numbers))
     if config.json is not None:
