@@ -1,11 +1,13 @@
 """What outlives the process: snapshots on the disk, and sessions that come back after their server was stopped or killed."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -358,6 +360,19 @@ class Killable:
         self._process.wait()
 
 
+@contextlib.contextmanager
+def playing(ticket: dict, token: str) -> Iterator[Talk]:
+    protocols = [Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{token}")]
+    with connect(ticket["ws_url"], subprotocols=protocols, compression=None) as socket:
+        yield Talk(socket)
+
+
+def note(seen: dict[int, bytes], frames: list[tuple[dict, bytes]]) -> None:
+    """Frames as they were given; one that is made twice is the same."""
+    for header, payload in frames:
+        assert seen.setdefault(header["frame_id"], payload) == payload, header["frame_id"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.full)])
 def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder, root, tmp_path, free_port, kills):
@@ -367,29 +382,35 @@ def test_killed_at_any_moment_it_goes_on_where_it_was_last_written(world_folder,
     seen: dict[int, bytes] = {}
     try:
         ticket = httpx.post(f"{server.url}/v1/sessions", json=STEPPED).json()
-        token, resumed = ticket["token"], 0
+        token, resumed, asked = ticket["token"], 0, 0
         for life in range(kills + 1):
-            with connect(
-                ticket["ws_url"], subprotocols=[Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{token}")], compression=None
-            ) as socket:
-                talk = Talk(socket)
+            with playing(ticket, token) as talk:
                 created = talk.wait_for("session.created")
                 token, at = created["resume_token"], created["session"]["frames"]
-                assert at == created["session"].get("resumed_at", 0) <= len(seen)
+                assert at == created["session"].get("resumed_at", 0) <= asked
                 resumed += at > 0
-                until = time.monotonic() + rng.uniform(0.1, 1.0)
+                asked, until = at, time.monotonic() + rng.uniform(0.1, 1.0)
                 while time.monotonic() < until:
-                    talk.send("step", step_id=f"{life}-{len(talk.frames)}", n=3)
-                    for header, payload in talk.wait_for_frames(3):
-                        assert seen.setdefault(header["frame_id"], payload) == payload, "a frame made twice is the same"
+                    talk.send("step", step_id=f"{life}-{asked}", n=3)
+                    note(seen, talk.wait_for_frames(3))
+                    asked += 3
                 wait_until(lambda: any((tmp_path / "kept").glob(f"{ticket['session_id']}*.safetensors")))
                 if life < kills:
+                    talk.send("step", step_id="in flight", n=30)
+                    asked += 30
+                    time.sleep(rng.uniform(0.0, 0.05))
                     server.kill()
                     with pytest.raises(ConnectionClosed):
                         while True:
                             talk.receive()
+                    note(seen, talk.frames)
             if life < kills:
                 server.start()
-        assert resumed and sorted(seen) == list(range(len(seen))), "no frame is missing"
+        assert resumed
+        other = httpx.post(f"{server.url}/v1/sessions", json=STEPPED).json()
+        with playing(other, other["token"]) as talk:
+            for first in range(0, max(seen) + 1, 30):
+                talk.send("step", step_id=first, n=30)
+                note(seen, talk.wait_for_frames(30))
     finally:
         server.kill()
