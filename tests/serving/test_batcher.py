@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import itertools
+import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from wm_jax.serving import batcher as batcher_module
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media
 from wm_jax.serving.config import ServeConfig
@@ -20,6 +23,7 @@ from wm_jax.serving.lobby import Lobby
 from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, EncodedFrame, Outbox, Sending, Spent
 from wm_jax.serving.protocol import Refusal, Step
 from wm_jax.serving.real import Arcade
+from wm_jax.serving.scatter import encode_turn
 from wm_jax.serving.session import Opening, Session
 from wm_jax.types import ControlSpace, KeyBinding
 
@@ -178,6 +182,46 @@ def test_dreams_that_begin_share_the_time_between_frames_and_nobody_waits_for_lo
     batcher.stop()
     assert set(dict(delivered)) == {restless, stepping, *players}, "nobody waits for those who begin again and again"
     assert max(engine.begun) == 1 and sum(engine.begun) <= 2 + 100.0 * (time.monotonic() - began), "one a tick"
+
+
+class LargeEngine(StartingEngine):
+    """Shows each slot its number, in pictures that are encoded by workers."""
+
+    start_s = 0.0
+
+    def step(self, controls, active, chosen=None):
+        return np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 256, 256, 3))
+
+
+def test_large_frames_are_encoded_at_the_same_time_and_one_that_cannot_be_fails_alone(monkeypatch):
+    together = threading.Barrier(3)
+
+    def encode(session, turn, picture, *times):
+        if session is sessions[1]:
+            raise ValueError("no such codec")
+        together.wait(20)
+        return encode_turn(session, turn, picture, *times)
+
+    monkeypatch.setattr(batcher_module, "encode_turn", encode)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    delivered: list[Any] = []
+    batcher = Batcher(LargeEngine(), Arcade("none", delivered.extend), 100.0, delivered.extend)
+    sessions = [Session(KEYS, 100.0, Outbox(None), Opening(0), mode="stepped", codec="raw") for _ in range(4)]
+    for session in sessions:
+        session.is_connected = True
+        assert batcher.seat(session)
+        session.ask(Step(type="step", step_id=0))
+    batcher.begin()
+    deadline = time.monotonic() + 20
+    while len(delivered) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    batcher.stop()
+    assert [(sessions.index(session), set(frame.payload)) for session, frame in delivered] == [
+        (0, {0}),
+        (2, {2}),
+        (3, {3}),
+    ]
+    assert [session.failure for session in sessions] == [None, "server_failed", None, None]
 
 
 @asynccontextmanager

@@ -1,18 +1,19 @@
 """The device loop: gather what every player holds, step all slots at once, scatter the pixels.
 
 Three threads. The device thread (this loop) never waits for pixels unless the device is behind; a second one waits for
-them, encodes and hands over; the event loop sends. Frame n is encoded while frame n+1 is on the device.
+them, encodes (large ones with workers) and hands over; the event loop sends. Frame n is encoded while frame n+1 is on the device.
 """
 
 import contextlib
 import dataclasses
 import logging
 import math
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,9 @@ LEAD_S = 0.002
 """How long before the device is expected to be free the next frame is launched."""
 
 MAX_IN_FLIGHT = 2
+
+LARGE = 3 * 256 * 256
+"""Bytes of a picture from which several are encoded at the same time; smaller ones take less than handing them over does."""
 
 MAX_FAILURES = 3
 """So many frames one after the other may fail before the engine is taken for broken."""
@@ -125,6 +129,19 @@ def _mean(mean: float, value: float) -> float:
     return value if mean == 0.0 else mean + 0.02 * (value - mean)
 
 
+def _encoded(
+    launch: Launch, done: float, session: Session, turn: Turn, picture: UInt8[np.ndarray, "h w 3"]
+) -> tuple[EncodedFrame, float] | None:
+    """The frame of a turn and what encoding it cost; None: it cannot be, which fails its own session alone."""
+    try:
+        return encode_turn(session, turn, picture, done - launch.at, launch.host_s)
+    except Exception:
+        known = {"session_id": session.id, "frame_id": turn.frame_id, "event_id": turn.event_id}
+        log.exception("a frame could not be encoded", extra=known)
+        session.failure = ErrorCode.SERVER_FAILED
+        return None
+
+
 class Batcher:
     """Runs one engine for all sessions.
 
@@ -161,6 +178,7 @@ class Batcher:
         self._last_done = 0.0
         self._device = threading.Thread(target=self._run, name="device", daemon=True)
         self._encoder = threading.Thread(target=self._scatter_all, name="encoder", daemon=True)
+        self._encoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encoder")
 
     # ---- any thread
 
@@ -176,6 +194,7 @@ class Batcher:
         self._device.join()
         self._launched.put(None)
         self._encoder.join()
+        self._encoders.shutdown()
         self._arcade.close()
 
     def wake(self) -> None:
@@ -499,17 +518,16 @@ class Batcher:
         self._last_done = done
         delivery: Delivery = []
         encode_s = 0.0
-        for slot, session, turn in launch.turns:
-            if not is_wanted(session, turn):
+        jobs = [
+            (session, turn, pixels[launch.chosen.index(slot)])
+            for slot, session, turn in launch.turns
+            if is_wanted(session, turn)
+        ]
+        spread = self._encoders.map if len(jobs) > 1 and pixels[0].size >= LARGE else map
+        for (session, turn, _), made in zip(jobs, spread(lambda job: _encoded(launch, done, *job), jobs), strict=True):
+            if made is None:
                 continue
-            try:
-                picture = pixels[launch.chosen.index(slot)]
-                frame, seconds = encode_turn(session, turn, picture, done - launch.at, launch.host_s)
-            except Exception:
-                known = {"session_id": session.id, "frame_id": turn.frame_id, "event_id": turn.event_id}
-                log.exception("a frame could not be encoded", extra=known)
-                session.failure = ErrorCode.SERVER_FAILED
-                continue
+            frame, seconds = made
             encode_s += seconds
             delivery.append((session, frame))
             self._observe(session, turn)

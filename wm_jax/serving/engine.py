@@ -262,6 +262,7 @@ class Engine:
         if len(slots) < self.slots:
             step, which = self._steps[len(slots)], (np.asarray(slots, np.int32),)
         self._state, frames = step(self._params, self._state, *which, controls.keys, controls.mouse, active, *noise)
+        frames.copy_to_host_async()  # on its way as soon as it is made, not when somebody asks
         return frames
 
 
