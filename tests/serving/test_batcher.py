@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from tests.serving.conftest import wait_until
 from wm_jax.serving import batcher as batcher_module
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media
@@ -182,6 +183,42 @@ def test_dreams_that_begin_share_the_time_between_frames_and_nobody_waits_for_lo
     batcher.stop()
     assert set(dict(delivered)) == {restless, stepping, *players}, "nobody waits for those who begin again and again"
     assert max(engine.begun) == 1 and sum(engine.begun) <= 2 + 100.0 * (time.monotonic() - began), "one a tick"
+
+
+class HangingEngine(StillEngine):
+    """Its frame comes when it is let go: the call itself hangs, or the pixels do."""
+
+    def __init__(self, call: bool) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+        self._call = call
+
+    def step(self, controls, active, chosen=None):
+        if self._call:
+            self.let_go.wait(20)
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        self.let_go.wait(20)
+        return np.zeros((1, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_a_device_that_does_not_answer_is_noticed(call, monkeypatch):
+    monkeypatch.setattr(batcher_module, "STUCK_S", 0.2)
+    engine, delivered = HangingEngine(call), list[Any]()
+    batcher = Batcher(engine, Arcade("none", delivered.extend), 30.0, delivered.extend)
+    session = Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw")
+    session.is_connected = True
+    assert batcher.seat(session) and not batcher.is_stuck
+    session.ask(Step(type="step", step_id=0))
+    batcher.begin()
+    wait_until(lambda: batcher.is_stuck)
+    engine.let_go.set()
+    wait_until(lambda: len(delivered) == 1 and not batcher.is_stuck)
+    time.sleep(0.3)
+    assert not batcher.is_stuck, "nobody wants anything"
+    batcher.stop()
 
 
 class LargeEngine(StartingEngine):

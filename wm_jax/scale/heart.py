@@ -109,7 +109,7 @@ class Heart:
             fps=batcher.pace.fps,
             wanted_fps=self._service.config.fps or self._service.world.fps,
             missed=batcher.pace.missed,
-            is_ready=batcher.stage.is_ready,
+            is_ready=batcher.stage.is_ready and not batcher.is_stuck,
             is_draining=lobby.is_draining,
             scripts=rollouts.scripts,
         )

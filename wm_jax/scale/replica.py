@@ -76,6 +76,8 @@ class Replica:
         failure = self._service.batcher.stage.failure
         if failure is not None:
             raise RuntimeError(f"the world of replica {self.name} failed: {failure}")
+        if self._service.batcher.is_stuck:
+            raise RuntimeError(f"the device of replica {self.name} does not answer any more")
         if not self._thread.is_alive():
             raise RuntimeError(f"the server of replica {self.name} has ended")
 

@@ -37,6 +37,9 @@ LEAD_S = 0.002
 
 MAX_IN_FLIGHT = 2
 
+STUCK_S = 120.0
+"""A frame that takes longer will not come any more: the device or its driver hangs. The slowest world here takes ten seconds."""
+
 LARGE = 3 * 256 * 256
 """Bytes of a picture from which several are encoded at the same time; smaller ones take less than handing them over does."""
 
@@ -173,6 +176,7 @@ class Batcher:
         self._holds = 0
         self._broken: queue.SimpleQueue[Launch] = queue.SimpleQueue()
         self._launched_at = 0.0
+        self._is_calling = False
         self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[Launch | None] = queue.SimpleQueue()
         self._last_done = 0.0
@@ -200,6 +204,12 @@ class Batcher:
     def wake(self) -> None:
         """Something changed that may be work: a step, room for its frames, a resume, a newcomer."""
         self._bell.put(None)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the device has not answered for so long that it will not."""
+        is_waiting = self._is_calling or self._in_flight > self._finished.qsize()
+        return is_waiting and time.perf_counter() - self._launched_at > STUCK_S
 
     @property
     def free_slots(self) -> int:
@@ -329,7 +339,9 @@ class Batcher:
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=wait)
         self._await_device()
-        self._launch(is_tick=self.pace.is_tick(time.perf_counter(), self.pulse.step_s))
+        self._launched_at, self._is_calling = time.perf_counter(), True
+        self._launch(is_tick=self.pace.is_tick(self._launched_at, self.pulse.step_s))
+        self._is_calling = False
         return True
 
     def _time_to_next(self, now: float) -> float | None:

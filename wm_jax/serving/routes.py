@@ -95,11 +95,11 @@ def add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz")
     async def readyz(response: Response) -> Readiness:  # pyright: ignore[reportUnusedFunction]
-        """200 once everything is compiled and nobody asked the server to stop."""
+        """200 once everything is compiled, while the device answers and nobody asked the server to stop."""
         stage = service.batcher.stage
-        is_ready = stage.is_ready and not service.lobby.is_draining
+        is_ready = stage.is_ready and not service.lobby.is_draining and not service.batcher.is_stuck
         status = "ready" if is_ready else "draining" if service.lobby.is_draining else "starting"
-        if stage.failure is not None:
+        if stage.failure is not None or (stage.is_ready and service.batcher.is_stuck):
             status = "failed"
         response.status_code = 200 if is_ready else 503
         return Readiness(ready=is_ready, status=status, stage=stage.name, progress=stage.progress)
