@@ -23,7 +23,6 @@ from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import CloseCode, ErrorCode
 from wm_jax.serving.server import STALLED_S
 
-
 KEYS = ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown")
 KINDS = ("action", "control", "step", "session.update", "frame.ack", "ping", "pong", "session.snapshot", "prompt.set")
 ANSWERS = {"session.created", "status", "ack", "error", "pong", "session.ended"}

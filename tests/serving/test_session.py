@@ -154,7 +154,9 @@ def make(player: Session) -> int:
 
 def kept(player: Session) -> int:
     """Frames that any step holds, also one that is only remembered to be taken back."""
-    return sum(len(work.frames) for work in {id(work): work for work in (*player._kept.values(), *player._done)}.values())
+    return sum(
+        len(work.frames) for work in {id(work): work for work in (*player._kept.values(), *player._done)}.values()
+    )
 
 
 def test_no_more_frames_are_kept_than_two_of_the_longest_steps_have():
@@ -167,7 +169,9 @@ def test_no_more_frames_are_kept_than_two_of_the_longest_steps_have():
         ask(player, number, n=16)
         make(player)
         assert kept(player) == 32
-    assert [ask(player, number, n=16) for number in (18, 19)] == [288, 304] and make(player) == 0, "sent again, not made"
+    assert [ask(player, number, n=16) for number in (18, 19)] == [288, 304] and make(player) == 0, (
+        "sent again, not made"
+    )
     assert ask(player, 0, n=16) == 320 and make(player) == 16
 
 
@@ -181,7 +185,7 @@ def test_of_short_steps_every_one_that_may_wait_is_kept():
 
 def test_a_frame_taken_back_belongs_to_the_newest_step_of_its_name():
     player = session("stepped")
-    for name in ("again", 1, 2, "again"):
+    for name in (0, 1, 2, 0):
         ask(player, name, n=16, actions=[Held(held=["Space"] if player.next_frame else [])])
         if player.next_frame < 64:
             make(player)

@@ -246,7 +246,9 @@ def test_a_flood_is_refused_then_ended_and_the_neighbour_plays_on(server):
     assert any("retry_after_ms" in message for message in messages if message["type"] == "error")
 
 
-@pytest.mark.parametrize(("role", "message"), [("player", {"kind": "action", "held": []}), ("spectator", {"kind": "ping"})])
+@pytest.mark.parametrize(
+    ("role", "message"), [("player", {"kind": "action", "held": []}), ("spectator", {"kind": "ping"})]
+)
 def test_an_acknowledgement_is_taken_also_of_a_client_that_spoke_too_fast(server, role, message):
     ticket = server.create()
     place = server.service.lobby.find(ticket["session_id"])
