@@ -1,9 +1,12 @@
 """What a client may throw at a server: every answer is typed, every end has a code, and nobody else loses his place."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
+import os
+import socket
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,10 +17,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from websockets.exceptions import ConnectionClosed
 
-from tests.serving.conftest import Server, Talk, closing_code
+from tests.serving.conftest import Server, Talk, closing_code, wait_until
 from wm_jax.eval import hostile
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import CloseCode, ErrorCode
+from wm_jax.serving.server import STALLED_S
 
 KEYS = ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown")
 KINDS = ("action", "control", "step", "session.update", "frame.ack", "ping", "pong", "session.snapshot", "prompt.set")
@@ -50,6 +54,49 @@ def test_a_long_message_in_many_small_pieces_is_cut_off_too(server):
     with server.connect(server.create()) as socket:
         socket.send("x" * 1000 for _ in range(66))
         assert closing_code(socket)[0] == 1009
+
+
+def sockets() -> dict[str, int]:
+    """Every open socket of this process, the server's among them: its inode and a descriptor."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found[os.readlink(f"/proc/self/fd/{name}")] = int(name)
+    return {inode: number for inode, number in found.items() if inode.startswith("socket:")}
+
+
+def server_end(client: socket.socket) -> tuple[str, socket.socket]:
+    """The server's socket of this connection: its inode, and a copy to be closed."""
+    for inode, number in sockets().items():
+        end = socket.socket(fileno=os.dup(number))
+        with contextlib.suppress(OSError):  # it listens
+            if end.getpeername() == client.getsockname():
+                return inode, end
+        end.close()
+    raise AssertionError("nobody is connected to this socket")
+
+
+def test_who_stops_reading_is_cut_off_and_leaves_no_socket(server):
+    ticket = server.create(mode="stepped", media={"codec": "raw"}, linger_s=0)
+    place = server.service.lobby.find(ticket["session_id"])
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", urlsplit(server.url).port))
+        client.sendall(
+            f"GET {urlsplit(ticket['ws_url']).path} HTTP/1.1\r\nHost: {urlsplit(server.url).netloc}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+            f"{base64.b64encode(bytes(16)).decode()}\r\nSec-WebSocket-Protocol: wm.v1, wm.auth.{ticket['token']}\r\n\r\n".encode()
+        )
+        assert client.recv(12) == b"HTTP/1.1 101"
+        client.sendall(hostile.message(json.dumps({"type": "step", "step_id": 1, "n": 64}).encode()))
+        wait_until(lambda: place.session.frames > 2)
+        inode, end = server_end(client)
+        with end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1e3 * STALLED_S
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 200)
+        assert inode in sockets() and place.connection is not None
+        wait_until(lambda: inode not in sockets())
+        wait_until(lambda: place.ended == "connection lost" and server.free_slots() == 2)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
 """Players who wait in line for a slot."""
 
+import asyncio
+import dataclasses
+
 import wm_jax as wm
-from tests.serving.conftest import serving, tiny_prompts
+from tests.serving.conftest import serving, tiny_prompts, wait_until
+from wm_jax.serving.pace import SHARES
+from wm_jax.serving.service import _keeper
 
 
 def test_who_waits_is_told_its_place_and_plays_when_a_slot_is_free():
@@ -29,3 +34,41 @@ def test_who_waits_is_told_its_place_and_plays_when_a_slot_is_free():
             assert last.wait_for("session.ended")["reason"] == "deleted"
         states = server.http.get(f"{server.url}/v1/sessions/{second['session_id']}").json()
         assert states["status"] in ("ready", "running")
+
+
+def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_not(server, monkeypatch, tmp_path):
+    service, lobby, pace = server.service, server.service.lobby, server.service.batcher.pace
+    keeper = _keeper(
+        dataclasses.replace(service.config, snapshots=str(tmp_path)), service.studio.identity, service.batcher
+    )
+    monkeypatch.setattr(service, "keeper", keeper)
+    monkeypatch.setattr(lobby, "keeper", keeper)
+    monkeypatch.setattr(lobby, "config", dataclasses.replace(lobby.config, queue=1))
+    left = server.create()
+    with server.connect(left) as socket:
+        token = server.talk(socket).wait_for("session.created")["resume_token"]
+    asyncio.run_coroutine_threadsafe(lobby.release(), service.loop).result(20)
+    playing = server.create()
+
+    def status() -> str:
+        return server.http.get(f"{server.url}/v1/sessions/{waiting['session_id']}").json()["status"]
+
+    with server.connect(playing) as socket:
+        talk = server.talk(socket)
+        talk.wait_for_frames(1)
+        pace._run(len(SHARES) - 1)
+        talk.wait_for("status", fps=pace.wanted / 16)
+        waiting = server.create()
+        assert (waiting["status"], waiting["queue"]["position"], server.free_slots()) == ("queued", 1, 1)
+        refused = server.http.post(f"{server.url}/v1/sessions", json={})
+        assert (refused.status_code, refused.json()["code"]) == (503, "full")
+        assert "1.875 of 30 frames a second" in refused.json()["message"] and "1 wait" in refused.json()["message"]
+        with server.connect(left, token) as again:
+            server.talk(again).wait_for_frames(1)
+        server.delete(left)
+        assert (status(), server.free_slots()) == ("queued", 1), "a slot that is free again changes nothing"
+        pace._run(len(SHARES) - 2)
+        wait_until(lambda: status() == "ready")
+        pace._run(0)
+        with server.connect(waiting) as seated:
+            server.talk(seated).wait_for_frames(1)

@@ -144,6 +144,56 @@ def test_a_step_asked_for_again_and_again_does_not_pile_up_frames():
     assert len(player.outbox._frames) < 100
 
 
+def make(player: Session) -> int:
+    """Makes and shows all that was asked for; how many frames that was."""
+    turns = list(iter(player.take, None))
+    for turn in turns:
+        player.show(EncodedFrame(b"x", "raw", 8, 8, turn.frame_id, 0.0, None, None, turn.step_id, Spent()))
+    return len(turns)
+
+
+def kept(player: Session) -> int:
+    """Frames that any step holds, also one that is only remembered to be taken back."""
+    return sum(
+        len(work.frames) for work in {id(work): work for work in (*player._kept.values(), *player._done)}.values()
+    )
+
+
+def test_no_more_frames_are_kept_than_two_of_the_longest_steps_have():
+    player = session("stepped")
+    for number in range(MAX_WAITING_STEPS):
+        ask(player, number, n=16)
+    assert len(player._kept) == MAX_WAITING_STEPS, "what is still to be made is not forgotten"
+    assert make(player) == 16 * MAX_WAITING_STEPS and kept(player) == 32
+    for number in range(8, 20):
+        ask(player, number, n=16)
+        make(player)
+        assert kept(player) == 32
+    assert [ask(player, number, n=16) for number in (18, 19)] == [288, 304] and make(player) == 0, (
+        "sent again, not made"
+    )
+    assert ask(player, 0, n=16) == 320 and make(player) == 16
+
+
+def test_of_short_steps_every_one_that_may_wait_is_kept():
+    player = session("stepped")
+    for _ in range(2):  # the second time its client has come back and got none of them
+        assert [ask(player, number, n=4) for number in range(MAX_WAITING_STEPS)] == list(range(0, 32, 4))
+        make(player)
+    assert player.frames == 32 == kept(player)
+
+
+def test_a_frame_taken_back_belongs_to_the_newest_step_of_its_name():
+    player = session("stepped")
+    for name in (0, 1, 2, 0):
+        ask(player, name, n=16, actions=[Held(held=["Space"] if player.next_frame else [])])
+        if player.next_frame < 64:
+            make(player)
+    turns = list(iter(player.take, None))
+    player.give_back(turns[-1])
+    assert keys_of(player.take()) == [False, False, True]
+
+
 def scripted(launched_between: int) -> tuple[list[int], list[tuple]]:
     """One event log, with a device that is this fast between the events: the acks, and all that decides the frames."""
     player, turns = session("stepped"), []

@@ -1,5 +1,6 @@
 """The WebSocket half of wm.v1, spoken by a client that was written from the text of the protocol alone."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -243,6 +244,39 @@ def test_a_flood_is_refused_then_ended_and_the_neighbour_plays_on(server):
     assert code == 4429
     assert {message["code"] for message in messages if message["type"] == "error"} == {"rate_limited"}
     assert any("retry_after_ms" in message for message in messages if message["type"] == "error")
+
+
+@pytest.mark.parametrize(
+    ("role", "message"), [("player", {"kind": "action", "held": []}), ("spectator", {"kind": "ping"})]
+)
+def test_an_acknowledgement_is_taken_also_of_a_client_that_spoke_too_fast(server, role, message):
+    ticket = server.create()
+    place = server.service.lobby.find(ticket["session_id"])
+    with server.connect(ticket) as played:
+        seat = server.talk(played)
+        seat.wait_for_frames(1)
+        invited = server.http.post(f"{server.url}/v1/sessions/{ticket['session_id']}/spectators", json={}).json()
+        with played if role == "player" else server.connect(invited) as socket:
+            talk = seat if role == "player" else server.talk(socket)
+            talk.acknowledges = False
+            talk.wait_for_frames(2)  # as many as may be on their way
+            connection = place.connection if role == "player" else place.spectators[0]
+            connection._bucket.rate = 0.01  # a burst empties it however slow the machine is
+            for _ in range(300):
+                talk.send(**message)
+            talk.send("frame.ack", seq=talk.frames[-1][0]["seq"])
+            talk.acknowledges = True
+            assert len(talk.wait_for_frames(5)) == 5
+            assert [said["code"] for said in talk.messages if said["type"] == "error"] == ["rate_limited"]
+
+
+def test_a_flood_of_acknowledgements_ends_the_connection(server):
+    with server.connect(server.create()) as flooding:
+        server.talk(flooding).wait_for_frames(1)
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(5000):
+                flooding.send('{"type": "frame.ack", "seq": 0}')
+        assert closing_code(flooding)[0] == 4429
 
 
 def test_a_message_that_is_too_long_ends_the_connection(talk):

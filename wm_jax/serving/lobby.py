@@ -162,20 +162,35 @@ class Lobby:
         """A session whose client was let in, and is not connected yet, stays so long, whatever its `linger_s`."""
         place.awaited_until = max(place.awaited_until, time.monotonic() + seconds)
 
-    def check_room(self) -> None:
+    def check_room(self, comes_back: bool = False) -> None:
         """Passes where one session more would be seated, or could wait.
 
+        Args:
+          comes_back: It was seated before, in another process.
+
         Raises:
-          Refusal: the server is full, about to stop, or its world has failed.
+          Refusal: the server is full or its device too slow, it is about to stop, or its world has failed.
         """
         self.check_open()
-        if (self._waiting or not self.batcher.free_slots) and len(self._waiting) >= self.config.queue:
-            line = f" and {self.config.queue} wait for one" if self.config.queue else ""
-            raise Refusal(
-                ErrorCode.FULL,
-                f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots",
-                retry_after_ms=5_000,
+        if not self._has_seat(comes_back):
+            self._check_queue()
+
+    def _check_queue(self) -> None:
+        if len(self._waiting) < self.config.queue:
+            return
+        line = f" and {self.config.queue} wait for one" if self.config.queue else ""
+        text = f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots"
+        if self.batcher.free_slots and self.batcher.pace.is_exhausted:
+            text = (
+                f"the device makes {self.batcher.pace.fps:g} of {self.batcher.pace.wanted:g} frames a second and takes nobody "
+                f"more on, though slots are free{line}; try again later, or start the server with fewer --slots or a lower --fps"
             )
+        raise Refusal(ErrorCode.FULL, text, retry_after_ms=5_000)
+
+    def _has_seat(self, comes_back: bool) -> bool:
+        """Whether there is a slot for one session more, and nothing that it must wait for; who comes back waits for a slot alone."""
+        must_wait = not comes_back and (bool(self._waiting) or self.batcher.pace.is_exhausted)
+        return self.batcher.free_slots > 0 and not must_wait
 
     def _check_count(self, permit: Permit) -> None:
         mine = sum(place.permit is not None and place.permit.jti == permit.jti for place in self._places.values())
@@ -219,8 +234,10 @@ class Lobby:
         permit: Permit | None = None,
         ends_at: float | None = None,
     ) -> Place:
-        self.check_room()
-        is_seated = not self._waiting and self.batcher.seat(session)
+        self.check_open()
+        is_seated = self._has_seat(_comes_back(session)) and self.batcher.seat(session)
+        if not is_seated:
+            self._check_queue()
         now = time.monotonic()
         place = Place(
             session=session,
@@ -383,16 +400,22 @@ class Lobby:
         return Queue(position=position, size=len(self._waiting), eta_s=eta_s)
 
     def _seat_next(self) -> None:
-        while self._waiting and not self.is_draining and self.batcher.seat(self._waiting[0].session):
-            self._waiting.pop(0).sit_down()
+        """Gives free slots to those who wait; while the device is too slow only to those who come back."""
+        is_slow = self.batcher.pace.is_exhausted
+        for place in [one for one in self._waiting if not is_slow or _comes_back(one.session)]:
+            if self.is_draining or not self.batcher.seat(place.session):
+                return
+            self._waiting.remove(place)
+            place.sit_down()
 
     async def sweep_forever(self) -> None:
-        """Ends what nobody came for, nobody came back to, or nobody speaks to."""
+        """Ends what nobody came for, nobody came back to, or nobody speaks to; seats who waited for a faster clock."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic()
             for place in list(self._places.values()):
                 self._sweep(place, now)
+            self._seat_next()
 
     async def drain(self) -> None:
         """Tells every player, waits a little, ends every session."""
@@ -482,6 +505,11 @@ class Lobby:
                 self.end(place, "never connected")
         elif now - place.left_at > place.linger_s:
             self.end(place, "connection lost")
+
+
+def _comes_back(session: Session) -> bool:
+    """Whether it was seated before, in another process: it is not new here, and not held up like those who are."""
+    return session.resumed_at is not None
 
 
 def _goes_on(place: Place) -> bool:

@@ -42,6 +42,11 @@ class Pace:
         """`time.perf_counter()` of the next tick; 0 is at once."""
         return self._due
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether it runs as slowly as it may: nobody more can be taken on at everybody's cost."""
+        return self._share == len(SHARES) - 1
+
     def rest(self) -> None:
         """Nobody plays: whoever comes next gets a frame at once, and the full rate."""
         self._due = 0.0

@@ -26,6 +26,9 @@ from wm_jax.world import Playable
 
 log = logging.getLogger(__name__)
 
+STALLED_S = 20.0
+"""A client that acknowledges or reads nothing of what was sent to it for so long is gone, as far as we are concerned."""
+
 
 class DrainingServer(uvicorn.Server):
     """uvicorn, but told to stop it first lets the players go."""
@@ -60,7 +63,9 @@ class DrainingServer(uvicorn.Server):
 def bind(config: ServeConfig) -> socket.socket:
     """The server's socket, bound and not yet listening.
 
-    Its reads are small, so that one flood cannot fill a whole turn of the event loop.
+    Its reads are small, so that one flood cannot fill a whole turn of the event loop. Whoever stops reading while there
+    is something to read is cut off after `STALLED_S`: only the kernel sees whether a send gets on, and without it
+    uvicorn would wait for the last byte for ever. Accepted sockets inherit both.
 
     Raises:
       OSError: the address is taken or not this machine's.
@@ -69,6 +74,8 @@ def bind(config: ServeConfig) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere such a client keeps its place for `idle_s`
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1e3 * STALLED_S))
     try:
         sock.bind((config.host, config.port))
     except OSError as error:

@@ -157,7 +157,7 @@ class Service:
             if place is not None:
                 return place
             await self.keeper.check(session_id, resume_token)
-            self.lobby.check_room()
+            self.lobby.check_room(comes_back=True)
             record, moment, epoch = await self.keeper.claim(session_id)
             return self.lobby.resume(record, moment, resume_token, epoch)
 

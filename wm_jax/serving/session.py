@@ -11,7 +11,7 @@ import math
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool
@@ -26,7 +26,7 @@ from wm_jax.types import ControlSpace
 MAX_WAITING_STEPS = 8
 MAX_SCHEDULED = 1024
 KEPT_STEPS = 2
-"""Finished steps whose frames are kept, so that a client may ask for them again."""
+"""The frames of finished steps are kept, so that a client may ask for them again: as many as so many of the longest have."""
 
 
 class Turn(NamedTuple):
@@ -94,6 +94,11 @@ class _StepWork:
     opening: Opening | None
     launched: int = 0
     frames: list[EncodedFrame] = dataclasses.field(default_factory=list[EncodedFrame])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of its frames were made."""
+        return len(self.frames) == len(self.rows)
 
 
 class Session:
@@ -166,7 +171,7 @@ class Session:
         self._restart: Opening | None = opening
         self._steps: deque[_StepWork] = deque()
         self._done: deque[_StepWork] = deque(maxlen=KEPT_STEPS + 2)
-        self._kept: OrderedDict[EventId, _StepWork] = OrderedDict()
+        self._kept: dict[EventId, _StepWork] = {}
         self._launched_keys = self._keys
 
     # ---- the event loop's side
@@ -238,8 +243,7 @@ class Session:
         work = _StepWork(step, self._step_rows(step), self._asked, self.source, self._restart)
         self._queue(work)
         self._kept[step.step_id] = work
-        while len(self._kept) > MAX_WAITING_STEPS + KEPT_STEPS:
-            self._kept.popitem(last=False)
+        self._forget_steps()
         return work.first
 
     def follow(self, piece: Piece) -> None:
@@ -341,6 +345,8 @@ class Session:
         work = None if frame.step_id is None else self._kept.get(frame.step_id)
         if work is not None:
             work.frames.append(frame)
+            if work.is_finished:
+                self._forget_steps()
         if self.is_connected:
             self.outbox.put_frame(frame)
         if self.viewers:
@@ -531,13 +537,26 @@ class Session:
         return turn
 
     def _give_back_step(self, turn: Turn) -> None:
-        work = next((work for work in (*self._steps, *self._done) if work.request.step_id == turn.step_id), None)
+        # The newest of that name: a finished step that is forgotten may have been asked for anew.
+        known = (*self._steps, *reversed(self._done))
+        work = next((work for work in known if work.request.step_id == turn.step_id), None)
         if work is None:
             return
         if work.launched == len(work.rows):
             self._done.remove(work)
             self._steps.appendleft(work)
         work.launched -= 1
+
+    def _forget_steps(self) -> None:
+        """Lets the oldest finished steps go that are too many, or have too many frames; what is still made stays."""
+        finished = [work for work in self._kept.values() if work.is_finished]
+        frames = sum(len(work.frames) for work in finished)
+        for work in finished:
+            if frames <= KEPT_STEPS * self._max_step_frames and len(self._kept) <= MAX_WAITING_STEPS + KEPT_STEPS:
+                return
+            del self._kept[work.request.step_id]
+            frames -= len(work.frames)
+            work.frames.clear()  # `_done` may still hold it
 
     def _replay(self, known: _StepWork, step: Step) -> int:
         if (known.request.actions, known.request.n) != (step.actions, step.n):

@@ -207,8 +207,10 @@ class Connection:
             said = await self._transport.receive()
             self._hear()
             try:
-                await self._check_rate()
+                too_soon = await self._check_rate()
                 self._newest = said()
+                if too_soon is not None and not isinstance(self._newest, FrameAck | None):
+                    raise too_soon
                 if self._newest is not None:
                     self._handle(self._newest)
                 self._bad_in_a_row = 0
@@ -218,20 +220,26 @@ class Connection:
 
     # ---- one message
 
-    async def _check_rate(self) -> None:
+    async def _check_rate(self) -> Refusal | None:
+        """What a message that came too soon is answered; None: it came in time.
+
+        An acknowledgement is taken all the same: the frames on their way are acknowledged once, so with a lost one their
+        credit would be gone for good. A flood of them ends the connection like any other.
+        """
         wait = self._bucket.take()
         while wait and self._session.mode == "stepped":
             await asyncio.sleep(wait)
             wait = self._bucket.take()
         if wait == 0.0:
-            return
+            return None
         if self._patience.take() > 0.0:
             rate = self._bucket.rate
             raise Eviction(
                 CloseCode.RATE_LIMITED, ErrorCode.RATE_LIMITED,
                 f"this server takes {rate:g} messages a second from one client, and refusing did not help",
             )  # fmt: skip
-        raise Refusal(
+        await asyncio.sleep(0)  # others have their turn between the messages of a flood
+        return Refusal(
             ErrorCode.RATE_LIMITED,
             f"this server takes {self._bucket.rate:g} messages a second from one client; this one was ignored",
             retry_after_ms=max(1, round(1e3 * wait)),
