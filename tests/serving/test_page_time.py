@@ -71,6 +71,7 @@ def test_who_waits_is_told_and_a_server_that_starts_anew_is_found_again(browser,
             pages[1].wait_for_function("window.__wm?.frames > 10", timeout=60_000)
             session = pages[1].evaluate("__wm.session")
             watch(pages[2], server, session)
+            assert server.service.loop is not None
             kept = asyncio.run_coroutine_threadsafe(keep(server, session), server.service.loop).result(20)
             written = (tmp_path / f"{session}.safetensors").read_bytes()
             pages[1].wait_for_function(f"__wm.frameId > {kept + 5}")
