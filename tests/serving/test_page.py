@@ -90,11 +90,22 @@ def test_pause_reset_and_seed(page):
     page.wait_for_selector("#notice.shown:text('a session restarts at most 4 times a second')")
 
 
+# As a proxy ends a connection whose server is gone: with the code of a server that stops, and no word of the session.
+CUT_OFF = """() => {
+  const { socket } = __wm.player;
+  const lose = socket.onclose;
+  socket.onclose = null;
+  socket.close(4000);
+  lose({ code: 1012 });
+}"""
+
+
 def test_a_lost_connection_resumes_the_same_session_and_one_that_is_gone_is_told(page, server):
-    session, frame = page.evaluate("[__wm.session, __wm.frameId]")
-    page.evaluate("__wm.loseConnection()")
-    page.wait_for_function(f"__wm.state === 'playing' && __wm.frameId > {frame + 5}")
-    assert page.evaluate("__wm.session") == session and page.text_content("#notice") == ""
+    for lose in ("__wm.loseConnection()", CUT_OFF):
+        session, frame = page.evaluate("[__wm.session, __wm.frameId]")
+        page.evaluate(lose)
+        page.wait_for_function(f"__wm.state === 'playing' && __wm.frameId > {frame + 5}")
+        assert page.evaluate("__wm.session") == session and page.text_content("#notice") == ""
     server.http.delete(f"{server.url}/v1/sessions/{session}")
     page.wait_for_selector("#notice.shown:text('Your world is gone: this is a new one.')")
     assert page.evaluate("[__wm.state, __wm.problems]") == ["playing", []]
