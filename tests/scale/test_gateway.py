@@ -341,10 +341,13 @@ def test_a_player_is_told_where_to_come_back_to_and_asyncio_does(cluster, pair):
 
 
 @pytest.mark.browser
-def test_the_page_plays_on_another_server_when_its_own_is_drained(cluster, pair, browser):
-    page = browser.new_page()
+def test_the_page_plays_on_another_server_when_its_own_is_drained(cluster, pair, browser, monkeypatch):
+    page, watching = browser.new_page(), browser.new_page()
     page.set_default_timeout(60_000)
+    watching.set_default_timeout(60_000)
     with cluster.replica() as third:
+        for name in pair:  # as servers with one --auth: each takes the other's tokens
+            monkeypatch.setattr(cluster.servers[name].service, "tokens", cluster.servers[third].service.tokens)
         # Only there is room: so the page is seated there.
         for name in pair:
             for _ in range(2):
@@ -357,16 +360,17 @@ def test_the_page_plays_on_another_server_when_its_own_is_drained(cluster, pair,
             for other in list(cluster.servers[name].service.lobby.epochs()):
                 cluster.http.delete(f"{cluster.servers[name].url}/v1/sessions/{other}")
         invited = cluster.http.post(f"{cluster.url}/v1/sessions/{session_id}/spectators").json()
-        watching = browser.new_page()
         watching.goto(f"{cluster.url}/#join={session_id}.{invited['token']}")
         watching.wait_for_function("window.__wm?.state === 'watching' && window.__wm.frames > 5")
-        watching.close()
         shown = page.evaluate("window.__wm.frames")
         cluster.tell("drain", third)
         wait_until(lambda: cluster.owner(session_id) in pair)
         page.wait_for_function(f"window.__wm.frames > {shown + 20}")
         assert cluster.servers[cluster.owner(session_id)].service.lobby.epochs() == {session_id: 1}
+        shown = page.evaluate("window.__wm.frameId")
+        watching.wait_for_function(f"window.__wm.state === 'watching' && window.__wm.frameId > {shown}")
     page.close()
+    watching.close()
 
 
 def test_go_away_names_the_place_to_come_back_to(cluster):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.serving.conftest import wait_until
+
 pytestmark = pytest.mark.browser
 
 
@@ -46,7 +48,7 @@ def test_held_keys_change_the_picture_and_nothing_else_does(page):
     assert len({free[frame] for frame in common}) == len(common), "the world stands still"
 
 
-def test_the_page_plays_and_measures(page):
+def test_the_page_plays_and_measures(page, server, monkeypatch):
     before = page.evaluate("__wm.frames")
     page.keyboard.down("ArrowRight")
     page.keyboard.down("ArrowUp")
@@ -58,6 +60,12 @@ def test_the_page_plays_and_measures(page):
     page.wait_for_function("__wm.held.length === 0")
     assert page.evaluate("__wm.fps") > 5
     assert page.evaluate("__wm.latency.p50") > 0
+    pace = server.service.batcher.pace
+    monkeypatch.setattr(pace, "_run", lambda share: None)
+    monkeypatch.setattr(pace, "fps", pace.wanted / 2)
+    page.wait_for_selector(f"text='{pace.wanted / 2:g} of {pace.wanted:g} fps: the server is busy'")
+    pace.fps = pace.wanted
+    page.wait_for_function("document.getElementById('slow').textContent === ''")
 
 
 def test_keycaps_can_be_clicked(page):
@@ -78,13 +86,29 @@ def test_pause_reset_and_seed(page):
     page.press("#seed", "Enter")
     page.wait_for_function(f"__wm.seed === 42 && __wm.frameId > {stopped + 3}")
     assert page.evaluate("__wm.problems") == []
+    page.evaluate("for (let seed = 0; seed < 12; seed++) __wm.player.reset(seed)")
+    page.wait_for_selector("#notice.shown:text('a session restarts at most 4 times a second')")
 
 
-def test_a_lost_connection_resumes_the_same_session(page):
-    session, frame = page.evaluate("[__wm.session, __wm.frameId]")
-    page.evaluate("__wm.loseConnection()")
-    page.wait_for_function(f"__wm.state === 'playing' && __wm.frameId > {frame + 5}")
-    assert page.evaluate("__wm.session") == session
+# As a proxy ends a connection whose server is gone: with the code of a server that stops, and no word of the session.
+CUT_OFF = """() => {
+  const { socket } = __wm.player;
+  const lose = socket.onclose;
+  socket.onclose = null;
+  socket.close(4000);
+  lose({ code: 1012 });
+}"""
+
+
+def test_a_lost_connection_resumes_the_same_session_and_one_that_is_gone_is_told(page, server):
+    for lose in ("__wm.loseConnection()", CUT_OFF):
+        session, frame = page.evaluate("[__wm.session, __wm.frameId]")
+        page.evaluate(lose)
+        page.wait_for_function(f"__wm.state === 'playing' && __wm.frameId > {frame + 5}")
+        assert page.evaluate("__wm.session") == session and page.text_content("#notice") == ""
+    server.http.delete(f"{server.url}/v1/sessions/{session}")
+    page.wait_for_selector("#notice.shown:text('Your world is gone: this is a new one.')")
+    assert page.evaluate("[__wm.state, __wm.problems]") == ["playing", []]
 
 
 def test_the_switch_plays_the_real_game(page):
@@ -99,6 +123,16 @@ def test_the_switch_plays_the_real_game(page):
 
 def test_leaving_the_page_frees_its_slot(page, server):
     free = server.free_slots()
+    place = server.service.lobby.find(page.evaluate("__wm.session"))
+    page.click("#pause")
+    page.wait_for_selector("text=The world waits.")
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    wait_until(lambda: place.connection is None)
+    assert place.ended is None and place.linger_s == 60, "it may be shown again"
+    page.evaluate("document.getElementById('pause').click()")  # nobody hears it
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    page.wait_for_function("__wm.state === 'playing'")
+    assert page.evaluate("__wm.session") == place.session.id and not place.session.is_paused
     page.goto("about:blank")
     for _ in range(100):
         if server.free_slots() == free + 1:

@@ -1,5 +1,7 @@
 """A real Chromium goes back in time, forks, waits in line, and finds its world again after the server was started anew."""
 
+import asyncio
+
 import pytest
 
 import wm_jax as wm
@@ -40,25 +42,49 @@ def test_a_fork_goes_on_in_a_tab_of_its_own(open_page, server):
     fork.close()
 
 
+def watch(page, server, session: str) -> None:
+    address = f"{server.url}/v1/sessions/{session}/spectators"
+    token = server.http.post(address, headers={"Authorization": "Bearer secret"}).json()["token"]
+    page.add_init_script("const later = setTimeout; window.setTimeout = (act, ms) => later(act, ms / 5)")
+    page.goto(f"{server.url}/#join={session}.{token}")
+    page.wait_for_function("window.__wm?.frames > 10", timeout=60_000)
+
+
+async def keep(server, session: str) -> int:
+    """Writes a session to the disk; the frame that it would go on with."""
+    place = server.service.lobby.find(session)
+    assert await server.service.lobby._keep(place)
+    return place.kept_at
+
+
 def test_who_waits_is_told_and_a_server_that_starts_anew_is_found_again(browser, tmp_path, free_port):
     world = (*wm.tiny_world(0), tiny_prompts())
-    settings = dict(slots=1, queue=1, port=free_port, snapshots=str(tmp_path))
-    pages = [browser.new_page() for _ in range(2)]
+    settings = dict(slots=1, queue=1, port=free_port, snapshots=str(tmp_path), auth="secret")
+    pages = [browser.new_page() for _ in range(3)]
     try:
         with serving(*world, **settings) as server:
-            pages[0].goto(server.url)
+            pages[0].goto(f"{server.url}/#token=secret")
             pages[0].wait_for_function("window.__wm?.frames > 10", timeout=60_000)
-            pages[1].goto(server.url)
+            pages[1].goto(f"{server.url}/#token=secret")
             pages[1].wait_for_selector("text=You are number 1 of 1 who wait")
             pages[0].close()
             pages[1].wait_for_function("window.__wm?.frames > 10", timeout=60_000)
             session = pages[1].evaluate("__wm.session")
+            watch(pages[2], server, session)
+            assert server.service.loop is not None
+            kept = asyncio.run_coroutine_threadsafe(keep(server, session), server.service.loop).result(20)
+            written = (tmp_path / f"{session}.safetensors").read_bytes()
+            pages[1].wait_for_function(f"__wm.frameId > {kept + 5}")
             server.stop()
             pages[1].wait_for_selector("text=Reconnecting")
         shown = pages[1].evaluate("__wm.frameId")
+        (tmp_path / f"{session}.safetensors").write_bytes(written)  # as if it had been killed
         with serving(*world, **settings):
+            pages[1].wait_for_selector(f"#notice.shown:text('The server was lost: back to frame {kept}.')")
             pages[1].wait_for_function(f"__wm.state === 'playing' && __wm.frameId > {shown}", timeout=60_000)
             assert pages[1].evaluate("__wm.session") == session
+            pages[2].wait_for_function(f"__wm.state === 'watching' && __wm.frameId > {shown}", timeout=60_000)
+            assert pages[2].evaluate("__wm.session") == session
     finally:
         for page in pages:
             page.close()

@@ -13,8 +13,8 @@ function put(id, value, unit = "") {
   if (unit) element.append(Object.assign(document.createElement("small"), { textContent: unit }));
 }
 
-/** @param {import("./player.js").Player} player */
-export function drawNumbers(player) {
+/** @param {import("./player.js").Player} player @param {{fps: number, wanted: number}} clock */
+export function drawNumbers(player, clock) {
   const { p50, p95 } = player.latency;
   put("fps", player.fps ? player.fps.toFixed(1) : "–");
   put("latency", p50 === null ? "–" : p50.toFixed(0), p50 === null ? "" : " ms");
@@ -22,6 +22,8 @@ export function drawNumbers(player) {
   put("dropped", String(player.dropped));
   put("frame", String(Math.max(player.frameId, 0)));
   put("step", player.stepMs ? player.stepMs.toFixed(1) : "–", player.stepMs ? " ms" : "");
+  const isSlow = clock.fps && clock.fps < clock.wanted;
+  put("slow", isSlow ? `${Number(clock.fps.toFixed(1))} of ${clock.wanted} fps: the server is busy` : "");
 }
 
 /**

@@ -53,6 +53,10 @@ const CODECS = { "": "as the server likes", jpeg: "JPEG", png: "PNG, without los
 /** @type {string[]} */ const problems = [];
 let isPaused = false;
 let wasHidden = false;
+/** What became of the world, to be told once it can be seen. */
+let news = "";
+/** How fast the media clock runs now, and how fast it does where the device keeps up; 0: not known yet. */
+const clock = { fps: 0, wanted: 0 };
 /** @type {number|undefined} */ let retry;
 
 /** @template T @param {string} name @param {(detail: any) => void} act */
@@ -67,6 +71,14 @@ function open() {
   state("", "connecting");
   player.seed = wantedSeed();
   player.open();
+}
+
+/** To the session that there was, where there was one. */
+function comeBack() {
+  if (!player.ticket) return open();
+  overlay({ title: "Connecting", text: "Looking for the session.", isWaiting: true });
+  state("", "connecting");
+  player.comeBack();
 }
 
 function reset() {
@@ -138,6 +150,7 @@ async function refreshSeats() {
   try {
     const { models } = await (await fetch("/v1/models")).json();
     seats(models[0].limits);
+    clock.wanted = models[0].fps;
     opening.showScenes(models[0].prompts);
   } catch {
     at("seats").replaceChildren();
@@ -157,17 +170,23 @@ when("created", (session) => {
   showCodecs(session.capabilities.codecs);
   [screen.width, screen.height] = [session.width, session.height];
   fit(screen);
-  if (isPaused) player.control("pause");
+  // What was said while the connection was gone was not heard.
+  if (isPaused !== (session.status === "paused")) player.control(isPaused ? "pause" : "resume");
+  if (session.isInstead) news = "Your world is gone: this is a new one.";
+  if (session.wentBack) news = `The server was lost: back to frame ${session.resumed_at}.`;
   refreshSeats();
 });
 
-when("status", ({ status, stage, progress }) => {
+when("status", ({ status, stage, progress, fps }) => {
+  clock.fps = player.session?.mode === "realtime" ? fps : 0;
   if (status !== "running") look.free();
   if (status === "running") {
     overlay(null);
+    if (news) notice(news);
+    news = "";
     state("good", player.session?.isWatched ? "watching" : "playing");
   } else if (status === "paused") {
-    overlay({ title: "Paused", text: "The world waits.", button: "Resume" });
+    overlay({ title: "Paused", text: "The world waits.", button: player.isWatching ? "" : "Resume" });
     state("", "paused");
   } else if (status === "starting") {
     overlay({ title: "Warming up", text: stage, progress, isWaiting: true });
@@ -187,18 +206,27 @@ when("queue", ({ position, size, eta_s }) => {
 
 when("lost", ({ attempt }) => {
   look.free();
-  overlay({ title: attempt > 1 ? "Reconnecting" : "Connection lost", text: "Your place is kept for a moment.", isWaiting: true });
+  overlay({ title: attempt > 1 ? "Reconnecting" : "Connection lost", text: player.isWatching ? "Looking for where it goes on." : "Your place is kept for a moment.", isWaiting: true });
   state("bad", "reconnecting");
 });
 
 when("session.go_away", ({ reason }) => state("", reason));
-when("ended", (code) => {
+when("ended", ({ code, words }) => {
   look.free();
+  if (player.isWatching) document.body.classList.add("watching");
+  const titles = { [CLOSE.BUSY]: "No room to watch", [CLOSE.UNAUTHORIZED]: "You cannot watch this" };
   const texts = { [CLOSE.IDLE]: "You were away for a while.", [CLOSE.TAKEN_OVER]: "It went on elsewhere." };
-  overlay({ title: "Session ended", text: texts[code] ?? "Its player has left, or the server let it go.", button: "Play" });
+  overlay({
+    title: titles[code] ?? "Session ended",
+    text: texts[code] ?? words ?? "Its player has left, or the server let it go.",
+    button: player.isWatching ? "Try again" : "Play",
+  });
   state("", "ended");
 });
-when("problem", ({ code, message }) => problems.push(`${code}: ${message}`));
+when("problem", ({ code, message, fatal }) => {
+  problems.push(`${code}: ${message}`);
+  if (!fatal) notice(message); // the overlay says what follows from the others
+});
 when("size", () => fit(screen));
 
 when("refused", (/** @type {Refused} */ refused) => {
@@ -227,7 +255,7 @@ at("dice").addEventListener("click", () => {
 });
 seedBox.addEventListener("change", reset);
 seedBox.addEventListener("keydown", (event) => event.key === "Enter" && seedBox.blur());
-at("overlay-button").addEventListener("click", () => (isPaused && player.session ? setPaused(false) : open()));
+at("overlay-button").addEventListener("click", () => (player.isWatching ? comeBack() : isPaused && player.session ? setPaused(false) : open()));
 at("overlay-form").addEventListener("submit", (event) => {
   event.preventDefault();
   player.secret = /** @type {HTMLInputElement} */ (at("secret")).value;
@@ -284,8 +312,8 @@ at("fork").addEventListener("click", async () => {
 });
 addEventListener("resize", () => fit(screen));
 addEventListener("hashchange", () => /^#(join|token)=/.test(location.hash) && open());
-addEventListener("pagehide", () => player.leave());
-addEventListener("pageshow", (event) => event.persisted && open());
+addEventListener("pagehide", (event) => (event.persisted ? player.rest() : player.leave()));
+addEventListener("pageshow", (event) => event.persisted && comeBack());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden && !isPaused) {
     wasHidden = true;
@@ -296,7 +324,7 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 setInterval(() => {
-  drawNumbers(player);
+  drawNumbers(player, clock);
   graph.draw(player.trace, player.session?.fps ?? 30);
   saving.show();
   timeline.follow(player.frameId);

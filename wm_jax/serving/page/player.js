@@ -5,14 +5,23 @@ import { Trace, quantile } from "./trace.js";
 
 const PING_MS = 4000;
 const RETRY_MS = [300, 700, 1500, 3000, 5000];
-/** A page that vanishes without a word keeps its slot this long. */
-const LINGER_S = 15;
+/** How long a session that is watched may be nowhere to be found: its player, or another server, has to take it up first. */
+const MISSING_MS = 15000;
 /** The page's own: what comes cannot be decoded. */
 const CLOSE_BROKEN = 4001;
 /** Whoever only watches has no other word in the matter. */
 const FOR_SPECTATORS = ["ping", "pong", "frame.ack"];
-/** @type {number[]} After these there is no session left to end. */
-const GONE = [CLOSE.NORMAL, CLOSE.GO_AWAY, CLOSE.UNKNOWN_SESSION, CLOSE.IDLE, CLOSE.TAKEN_OVER];
+/** @type {number[]} After these there is no session left to come back to. */
+const GONE = [CLOSE.NORMAL, CLOSE.UNKNOWN_SESSION];
+/** @type {number[]} After these the page waits for a word of whoever sits before it. */
+const LAST = [CLOSE.IDLE, CLOSE.TAKEN_OVER, CLOSE.RATE_LIMITED];
+/** @type {number[]} The same where it only watches: it gets no session of its own unasked. */
+const LAST_WATCHED = [...LAST, CLOSE.BUSY, CLOSE.UNAUTHORIZED, CLOSE.FORBIDDEN_ORIGIN];
+/** @type {number[]} After these the same ticket lets the page in again, later. */
+const LATER = [CLOSE.BUSY, CLOSE.RATE_LIMITED];
+
+/** Whether a token only watches: those are signed, and no token of a player has dots. @param {string} token */
+const isToWatch = (token) => token.includes(".");
 
 /** What the page's address carries behind `#`, once: a session to join, or a token to open sessions with. */
 function takeFragment() {
@@ -32,7 +41,7 @@ export class Refused extends Error {
   }
 }
 
-/** Events: `created`, `status`, `frame`, `problem` (an error message), `lost`, `refused` (a Refused), `ended`. */
+/** Events: `created`, `status`, `frame`, `problem` (an error message), `lost`, `refused` (a Refused), `ended` (code and words). */
 export class Player extends EventTarget {
   /** @param {import("./screen.js").Screen} screen */
   constructor(screen) {
@@ -62,6 +71,11 @@ export class Player extends EventTarget {
     this.eventId = 0;
     this.attempt = 0;
     this.epoch = 0;
+    /** @type {{words?: string, isOver?: boolean}} what the server said last: why it closes, and whether the session ended or only sleeps */
+    this.farewell = {};
+    /** Whether the next session takes the place of one that is gone. */
+    this.isInstead = false;
+    /** @type {number|null} since when the watched session is nowhere to be found */ this.missingSince = null;
     /** Counts connections: what comes late from an old one is not of this one. */
     this.stream = 0;
     /** @type {Promise<unknown>} */ this.leaving = Promise.resolve();
@@ -74,15 +88,14 @@ export class Player extends EventTarget {
     const epoch = ++this.epoch;
     this.socket?.close(CLOSE.NORMAL);
     const left = this.leave();
-    this.session = null;
+    this.session = this.ticket = null;
     await left;
     if (epoch !== this.epoch) return;
     const fragment = takeFragment();
     if (fragment?.kind === "join") {
       const [id, ...rest] = fragment.value.split(".");
-      const token = rest.join(".");
-      this.ticket = { session_id: id, token };
-      await this._resume(id, token, epoch);
+      this.ticket = { session_id: id, token: rest.join(".") };
+      await this._resume(epoch);
       return;
     }
     if (fragment) this.secret = fragment.value;
@@ -90,7 +103,7 @@ export class Player extends EventTarget {
       const first = this.image ? { image: this.image } : this.scene === null ? {} : { prompt: this.scene };
       const init = { seed: this.seed, ...first };
       const media = this.codec ? { codec: this.codec } : {};
-      const ticket = await this._post("/v1/sessions", { source: this.source, init, media, linger_s: LINGER_S });
+      const ticket = await this._post("/v1/sessions", { source: this.source, init, media });
       if (epoch !== this.epoch) {
         this.leaving = this._end(ticket);
         return;
@@ -104,16 +117,36 @@ export class Player extends EventTarget {
     }
   }
 
-  /** Gives the slot back. */
+  /** Gives the slot back; whoever only watches has none. */
   async leave() {
-    if (this.ticket && !this.session?.isWatched) this.leaving = this._end(this.ticket);
-    this.ticket = null;
+    if (this.ticket && !this.isWatching) {
+      this.leaving = this._end(this.ticket);
+      this.ticket = null;
+    }
     await this.leaving;
+  }
+
+  /** The page is put aside and may be shown again: the session waits. */
+  rest() {
+    this.epoch++;
+    this.socket?.close(CLOSE.NORMAL);
+  }
+
+  /** Back to the session that the page has a ticket of. */
+  async comeBack() {
+    const epoch = ++this.epoch;
+    this.socket?.close(CLOSE.NORMAL);
+    await this._resume(epoch);
+  }
+
+  /** Whether what the page shows, or wants to show, is somebody else's to play. */
+  get isWatching() {
+    return this.ticket !== null && isToWatch(this.ticket.token);
   }
 
   /** @param {{type: string, [field: string]: unknown}} message */
   send(message) {
-    if (this.session?.isWatched && !FOR_SPECTATORS.includes(message.type)) return;
+    if (this.isWatching && !FOR_SPECTATORS.includes(message.type)) return;
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
@@ -148,7 +181,7 @@ export class Player extends EventTarget {
 
   /** A new session that goes on as this one is: where to play it. */
   async fork() {
-    const ticket = await this._post(`/v1/sessions/${this.session.id}/fork`, { linger_s: LINGER_S });
+    const ticket = await this._post(`/v1/sessions/${this.session.id}/fork`, {});
     return `#join=${ticket.session_id}.${ticket.token}`;
   }
 
@@ -185,12 +218,13 @@ export class Player extends EventTarget {
     throw refused;
   }
 
-  /** Comes back to a session, wherever it is now: of many servers another one may have taken it up.
-   * @param {string} id @param {string} token @param {number} epoch */
-  async _resume(id, token, epoch) {
+  /** Comes back to the ticket's session, wherever it is now: of many servers another one may have taken it up. @param {number} epoch */
+  async _resume(epoch) {
+    const id = this.ticket.session_id;
+    const token = this.session?.resumeToken ?? this.ticket.token;
     try {
       // A spectator's token is good for every connection, and needs no other.
-      const ticket = token.includes(".")
+      const ticket = isToWatch(token)
         ? { ...(await this._ask("GET", `/v1/sessions/${id}/spectators`, token)), session_id: id }
         : await this._post(`/v1/sessions/${id}/resume`, {}, token);
       if (epoch !== this.epoch) return;
@@ -198,11 +232,21 @@ export class Player extends EventTarget {
       this._connect(ticket, epoch);
     } catch (error) {
       if (epoch !== this.epoch) return;
-      const isOver = error instanceof Refused && error.status < 500;
-      if (isOver) this.ticket = null;
-      if (isOver && this.session?.isWatched) this._tell("ended", CLOSE.UNKNOWN_SESSION);
-      else this._retry(epoch, () => (isOver ? this.open() : this._resume(id, token, epoch)));
+      if (!(error instanceof Refused) || error.status >= 500 || this._mayAppear(error)) this._retry(epoch, () => this._resume(epoch));
+      else if (isToWatch(token)) this._finish(error.status === 404 ? CLOSE.UNKNOWN_SESSION : CLOSE.UNAUTHORIZED, error.message);
+      else {
+        this.ticket = null;
+        this.isInstead = true;
+        this._retry(epoch, () => this.open());
+      }
     }
+  }
+
+  /** Whether a session that was watched may still be found, though it is not now. @param {Refused} refused */
+  _mayAppear({ status }) {
+    if (!this.isWatching || !this.session || status !== 404) return false;
+    this.missingSince ??= performance.now();
+    return performance.now() - this.missingSince < MISSING_MS;
   }
 
   /** @param {{session_id: string, token: string, ws_url: string}} ticket @param {number} epoch */
@@ -212,6 +256,7 @@ export class Player extends EventTarget {
     const socket = new WebSocket(url, [SUBPROTOCOL, AUTH_PREFIX + token]);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
+    this.farewell = {};
     const stream = ++this.stream;
     this.trace.interrupt();
     socket.onmessage = ({ data }) => {
@@ -219,36 +264,58 @@ export class Player extends EventTarget {
       if (typeof data === "string") this._hear(JSON.parse(data));
       else this.screen.take(data, stream);
     };
-    socket.onclose = ({ code }) => {
-      if (epoch !== this.epoch) return;
-      const isAsleep = code === CLOSE.GO_AWAY && this.session?.isAsleep;
-      if (GONE.includes(code) && !isAsleep) this.ticket = null;
-      const isOver = this.session?.isWatched && GONE.includes(code);
-      if (isOver || code === CLOSE.TAKEN_OVER || code === CLOSE.IDLE || code === CLOSE.RATE_LIMITED) this._tell("ended", code);
-      else if (isAsleep || (this.session && code !== CLOSE.UNKNOWN_SESSION && code !== CLOSE.GO_AWAY && code !== CLOSE.NORMAL)) {
-        this._retry(epoch, () => this._resume(this.session.id, this.session.resumeToken, epoch));
-      } else this._retry(epoch, () => this.open());
-    };
+    socket.onclose = ({ code }) => epoch === this.epoch && this._lose(code, epoch);
+  }
+
+  /** The connection is gone: the session may wait, sleep or be elsewhere, or be over. @param {number} code @param {number} epoch */
+  _lose(code, epoch) {
+    const { isOver } = this.farewell;
+    const isGone = isOver ?? GONE.includes(code);
+    if (this.isWatching ? (isOver ?? LAST_WATCHED.includes(code)) : LAST.includes(code)) this._finish(code, this.farewell.words);
+    else if (this.isWatching || (this.ticket && this.session && !isGone)) this._retry(epoch, () => this._resume(epoch));
+    else {
+      if (isGone) this.ticket = null;
+      this.isInstead ||= this.session !== null;
+      this._retry(epoch, () => this.open());
+    }
+  }
+
+  /** No more connections until they are wanted. @param {number} code @param {string} [words] */
+  _finish(code, words) {
+    if (!LATER.includes(code)) this.ticket = null;
+    this._tell("ended", { code, words });
   }
 
   /** @param {any} message */
   _hear(message) {
     if (message.type === "session.created") {
       this.attempt = 0;
+      this.missingSince = null;
       this.pressed.clear();
       const resumeToken = message.resume_token ?? this.ticket.token;
       this.ticket.token = resumeToken;
       const isWatched = message.role === "spectator";
+      const told = { isInstead: this.isInstead, wentBack: this._wentBack(message.session) };
+      this.isInstead = false;
       this.session = { ...message.session, capabilities: message.capabilities, resumeToken, isWatched };
-      this._tell("created", this.session);
+      this._tell("created", { ...this.session, ...told });
     } else if (message.type === "ping") {
       this.send({ type: "pong", event_id: message.event_id, client_ts: message.client_ts });
-    } else if (message.type === "error") this._tell("problem", message);
-    else if (message.type === "session.ended") this.session.isAsleep = message.resumable;
+    } else if (message.type === "error") {
+      if (message.fatal) this.farewell.words = message.message;
+      this._tell("problem", message);
+    } else if (message.type === "session.ended") this.farewell.isOver = !message.resumable;
     else {
       if (message.type === "status") this.trace.interrupt();
       this._tell(message.type, message);
     }
+  }
+
+  /** Whether frames that were shown are forgotten. `resumed_at` is told at every connection: what was known of it is no news.
+   * @param {{id: string, frames?: number, resumed_at?: number|null}} session */
+  _wentBack({ id, frames = 0, resumed_at: resumedAt }) {
+    if (this.session?.id !== id || resumedAt == null || resumedAt > this.frameId) return false;
+    return resumedAt !== this.session.resumed_at || frames <= this.frameId;
   }
 
   /** A message of frames was shown: its credit goes back. @param {import("./decode.js").Shown} shown */
