@@ -105,7 +105,11 @@ def test_the_search_says_how_many_are_too_many(monkeypatch):
         yield "url"
 
     def measure(url, config):
-        return {"players": config.players, "fps_least": min(10.0, 40 / config.players), "fps_wanted": 10.0}, []
+        return (
+            {"players": config.players, "fps_least": min(10.0, 40 / config.players), "fps_wanted": 10.0},
+            [],
+            load.Server(),
+        )
 
     monkeypatch.setattr(load, "serving", serving)
     monkeypatch.setattr(load, "measure", measure)

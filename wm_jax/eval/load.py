@@ -101,7 +101,7 @@ class LoadConfig:
     json: Path | None = None
     """A file for the numbers."""
     plot: Path | None = None
-    """A PNG: the gaps of every player over time, and how they are distributed."""
+    """A PNG: the gaps of every player over time, how they are distributed, and the memory of the server."""
 
     def __post_init__(self) -> None:
         kinds = [name for name in ("processes", "hostile", "search") if getattr(self, name)]
@@ -208,8 +208,15 @@ async def _watch(client: Any, played: Played, pressed: dict[int, float], began: 
 
 @dataclasses.dataclass
 class Server:
-    """How a server's process stood while it was played, a sample every few seconds."""
+    """How a server's process stood while it was played, a sample every few seconds.
 
+    Attributes:
+      at_s: When each was taken, `time.perf_counter()`.
+      memory_mb: Resident memory.
+      files: Open files and sockets.
+    """
+
+    at_s: list[float] = dataclasses.field(default_factory=list[float])
     memory_mb: list[float] = dataclasses.field(default_factory=list[float])
     files: list[float] = dataclasses.field(default_factory=list[float])
 
@@ -219,6 +226,7 @@ class Server:
             told = text_string_to_metric_families(fetch_text(f"{url}/metrics", auth))
             known = {one.name: one.value for metric in told for one in metric.samples}
             if "process_resident_memory_bytes" in known and "process_open_fds" in known:
+                self.at_s.append(time.perf_counter())
                 self.memory_mb.append(1e-6 * known["process_resident_memory_bytes"])
                 self.files.append(known["process_open_fds"])
 
@@ -254,8 +262,8 @@ async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
     return await asyncio.gather(*tasks)
 
 
-def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played]]:
-    """The numbers of all players together."""
+def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played], Server]:
+    """The numbers of all players together, what each saw, and how the server's process stood."""
     before = request("GET", f"{url}/healthz", auth=config.auth)
     played, server = asyncio.run(play_watched(url, config))
     after = request("GET", f"{url}/healthz", auth=config.auth)
@@ -265,31 +273,35 @@ def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played
     steps = np.concatenate([np.asarray(one.step_ms) for one in played])
     rates = [rate(one) for one in played]
     wanted = request("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["fps"]
-    return {
-        "players": config.players,
-        "fps_wanted": wanted,
-        "fps_least": min(rates),
-        "fps_together": sum(rates),
-        "first_frame_p50_ms": 1e3 * float(np.median([one.first_frame_s for one in played])),
-        "first_frame_max_ms": 1e3 * max(one.first_frame_s for one in played),
-        "gap_p50_ms": float(np.percentile(gaps, 50)),
-        "gap_p95_ms": float(np.percentile(gaps, 95)),
-        "gap_p99_ms": float(np.percentile(gaps, 99)),
-        "gap_max_ms": float(gaps.max()),
-        "on_time": float(np.mean(late <= 1.0 / wanted)),
-        "underruns_a_minute": 60.0 * float(np.sum(gaps > 2e3 / wanted)) / config.seconds / config.players,
-        "action_to_frame_p50_ms": float(np.percentile(latency, 50)),
-        "action_to_frame_p99_ms": float(np.percentile(latency, 99)),
-        "step_p50_ms": float(np.percentile(steps, 50)),
-        "step_p99_ms": float(np.percentile(steps, 99)),
-        "dropped": float(sum(one.dropped for one in played)),
-        "rows_a_step": (after["rows"] - before["rows"]) / max(1, after["frames"] - before["frames"]),
-        "recompilations": after["recompilations"],
-        **{name: after[name] for name in ("fps", "encode_ms", "host_us", "missed_ticks")},
-        **({} if config.price is None else {"price_of_a_player_hour": config.price / config.players}),
-        **drift(played),
-        **growth(server),
-    }, played
+    return (
+        {
+            "players": config.players,
+            "fps_wanted": wanted,
+            "fps_least": min(rates),
+            "fps_together": sum(rates),
+            "first_frame_p50_ms": 1e3 * float(np.median([one.first_frame_s for one in played])),
+            "first_frame_max_ms": 1e3 * max(one.first_frame_s for one in played),
+            "gap_p50_ms": float(np.percentile(gaps, 50)),
+            "gap_p95_ms": float(np.percentile(gaps, 95)),
+            "gap_p99_ms": float(np.percentile(gaps, 99)),
+            "gap_max_ms": float(gaps.max()),
+            "on_time": float(np.mean(late <= 1.0 / wanted)),
+            "underruns_a_minute": 60.0 * float(np.sum(gaps > 2e3 / wanted)) / config.seconds / config.players,
+            "action_to_frame_p50_ms": float(np.percentile(latency, 50)),
+            "action_to_frame_p99_ms": float(np.percentile(latency, 99)),
+            "step_p50_ms": float(np.percentile(steps, 50)),
+            "step_p99_ms": float(np.percentile(steps, 99)),
+            "dropped": float(sum(one.dropped for one in played)),
+            "rows_a_step": (after["rows"] - before["rows"]) / max(1, after["frames"] - before["frames"]),
+            "recompilations": after["recompilations"],
+            **{name: after[name] for name in ("fps", "encode_ms", "host_us", "missed_ticks")},
+            **({} if config.price is None else {"price_of_a_player_hour": config.price / config.players}),
+            **drift(played),
+            **growth(server),
+        },
+        played,
+        server,
+    )
 
 
 def drift(played: list[Played]) -> dict[str, float]:
@@ -421,7 +433,7 @@ def search(config: LoadConfig) -> dict[str, Any]:
     sizes = {2**power for power in range(config.players.bit_length())} | {config.players}
     for players in sorted(size for size in sizes if size <= config.players):
         with serving(config, players, config.fps) as url:
-            numbers, _ = measure(url, dataclasses.replace(config, players=players))
+            numbers, _, _ = measure(url, dataclasses.replace(config, players=players))
         print(f"{players} players: {numbers['fps_least']:.1f} of {numbers['fps_wanted']:g} frames/s", file=sys.stderr)
         if numbers["fps_least"] < 0.95 * numbers["fps_wanted"]:
             if not found:
@@ -452,19 +464,22 @@ def attacked(url: str, config: LoadConfig, answers: Counter[str]) -> Iterator[No
             process.kill()
 
 
-def draw(played: list[Played], wanted: float, path: Path) -> None:
-    """The gaps between frames, over time and sorted."""
+def draw(played: list[Played], server: Server, wanted: float, path: Path) -> None:
+    """The gaps between frames, over time and sorted, and the server's memory over time."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, (over_time, sorted_) = pyplot.subplots(1, 2, figsize=(12, 4), width_ratios=(2, 1))
+    figure, (over_time, sorted_, memory) = pyplot.subplots(1, 3, figsize=(15, 4), width_ratios=(2, 1, 1))
     began = min(one.arrived_s[0] for one in played)
     for index, one in enumerate(played):
         gaps = 1e3 * np.diff(one.arrived_s)
         over_time.plot(np.asarray(one.arrived_s[1:]) - began, gaps, linewidth=0.7, label=f"player {index + 1}")
         sorted_.plot(np.linspace(0, 100, len(gaps)), np.sort(gaps), linewidth=1)
+    memory.plot(np.asarray(server.at_s) - began, server.memory_mb, linewidth=1)
+    memory.set(xlabel="seconds", ylabel="MB", title="memory of the server")
+    memory.set_ylim(bottom=0)
     for axes in (over_time, sorted_):
         axes.axhline(1e3 / wanted, color="black", linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
@@ -490,15 +505,15 @@ def run(config: LoadConfig) -> dict[str, Any]:
     if config.hostile:
         return withstand(config)
     if config.target.startswith(("http://", "https://")):
-        numbers, played = measure(config.target.rstrip("/"), config)
+        numbers, played, server = measure(config.target.rstrip("/"), config)
     else:
         began = time.perf_counter()
         with serving(config, config.slots or config.players, config.fps) as url:
             ready_s = time.perf_counter() - began
-            numbers, played = measure(url, config)
+            numbers, played, server = measure(url, config)
             numbers = {"start_to_ready_s": ready_s, **numbers}
     if config.plot is not None:
-        draw(played, numbers["fps_wanted"], config.plot)
+        draw(played, server, numbers["fps_wanted"], config.plot)
     return numbers
 
 
