@@ -450,9 +450,9 @@ def test_a_snapshot_starts_any_number_of_sessions(tiny, tmp_path):
 @pytest.fixture(scope="module")
 def keeping(tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that writes its sessions all the time."""
-    with serving(
-        *tiny, tiny_prompts(), snapshots=str(tmp_path_factory.mktemp("kept")), snapshot_every_s=0.05
-    ) as server:
+    world, params = tiny
+    folder = tmp_path_factory.mktemp("kept")
+    with serving(world, params, tiny_prompts(), snapshots=str(folder), snapshot_every_s=0.05) as server:
         yield server
 
 
@@ -538,6 +538,7 @@ def test_a_disk_that_hangs_holds_up_no_frame_and_nobody_who_leaves(tiny, tmp_pat
     marking, forgetting = Gate(), Gate()
     world, params = tiny
     with serving(world, params, tiny_prompts(), snapshots=str(tmp_path), snapshot_every_s=0.05) as server:
+        assert server.service.keeper is not None
         store, device = server.service.keeper._store, server.service.batcher._device
         leaving, staying = server.create(**STEPPED), server.create(**STEPPED)
         with server.connect(leaving) as socket, server.connect(staying) as other:
