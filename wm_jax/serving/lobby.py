@@ -465,17 +465,19 @@ class Lobby:
             except Exception:  # whatever lies in that folder: what is saved next must still be saved
                 log.exception("the folder of snapshots could not be swept")
 
+    def _is_elsewhere(self, place: Place) -> bool:
+        """Whether nothing of it is on the device: it waits for a slot, or plays the real game. What was written of it counts."""
+        return place.session.source == "real" or place in self._waiting
+
     async def _is_kept(self, place: Place) -> bool:
         """Whether all of it is on the disk, and marked as new: what somebody has removed there is written again."""
         assert self.keeper is not None
-        # Who waits for a slot has made no frame since it was taken up.
-        is_same = place.session.frames <= place.kept_at or place in self._waiting
+        is_same = place.session.frames <= place.kept_at or self._is_elsewhere(place)
         return is_same and await self.keeper.touch(place.session.id, place.epoch)
 
     async def _keep(self, place: Place) -> bool:
         """Writes a session to the disk; whether all that can be written of it is."""
-        is_elsewhere = place.session.source == "real" or place in self._waiting
-        if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
+        if self.keeper is None or self._is_elsewhere(place) or not self.batcher.stage.is_ready:
             return True
         is_written = False
         try:
