@@ -97,6 +97,7 @@ def test_players_take_the_slots_and_a_rollout_goes_on_when_they_have_left(server
     wait_until(lambda: show(server, rollout["rollout_id"])["status"] == "done")
     state = show(server, rollout["rollout_id"])
     assert state["done"] == 240 and state["expires_at"] > time.time()
+    assert not server.service.rollouts.find(rollout["rollout_id"]).scripts, "what they began with is let go"
     for index in range(2):
         answer = server.http.get(f"{server.url}/v1/rollouts/{rollout['rollout_id']}/recordings/{index}")
         assert answer.headers["content-type"] == "application/zip"

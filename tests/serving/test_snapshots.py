@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import jax
@@ -22,12 +25,17 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 import wm_jax as wm
-from tests.serving.conftest import Talk, closing_code, serving, tiny_prompts, wait_until
+from tests.serving.conftest import Server, Talk, closing_code, serving, tiny_prompts, wait_until
+from wm_jax.client import roll_out
 from wm_jax.export.programs import bare_shapes
+from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.history import Memory
+from wm_jax.serving.keeper import Keeper, Terms
+from wm_jax.serving.lobby import DRAINING
 from wm_jax.serving.protocol import Refusal
+from wm_jax.serving.service import Service
 from wm_jax.serving.session import Moment, Opening
-from wm_jax.serving.snapshots import Record, SnapshotStore, Superseded, fingerprint
+from wm_jax.serving.snapshots import LOOKS, Record, SnapshotStore, Superseded, fingerprint
 
 NAME = "a-name-of-sixteen-or-more"
 STEPPED = {"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}}
@@ -135,6 +143,39 @@ def test_snapshots_make_room_before_sessions_do(store, tiny, tmp_path):
     assert [path.stem for path in (tmp_path / "kept").iterdir()] == [kept]
 
 
+def test_what_is_played_is_never_swept(store, tiny, tmp_path, caplog):
+    """As where sessions are larger than the bound: the ones that stand still were removed, and never written again."""
+    here, there = f"{NAME}-here", f"{NAME}-there"
+    for name, age in ((here, 61), (there, 5), (f"{NAME}-sleeping", 20)):
+        store.save(name, a_record(), a_moment(tiny[0]))
+        set_age(tmp_path / "kept" / f"{name}.safetensors", age)
+    store.max_mb, store.awake_s = 1e-6, 10.0
+    store.sweep({here})
+    assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == [here, there]
+    store.sweep({here})
+    warned = [said.getMessage() for said in caplog.records]
+    assert len(warned) == 1 and "--snapshot-mb is 1e-06" in warned[0]
+    set_age(tmp_path / "kept" / f"{there}.safetensors", 11)
+    store.sweep()
+    assert not list((tmp_path / "kept").iterdir()), "its server writes it no more"
+
+
+def test_sessions_that_do_not_fit_on_the_disk_are_not_begun(tiny, tmp_path):
+    world, params = tiny
+    config = ServeConfig(slots=3, ladder=False, snapshots=str(tmp_path / "kept"), snapshot_mb=0.01)
+    with pytest.raises(ServeConfigError, match=r"3 slots of them 1 MB, and snapshot_mb is 0.01: pass --snapshot-mb 1"):
+        Service(config, world, params, tiny_prompts())
+    assert not (tmp_path / "kept").exists()
+
+
+def test_what_is_taken_up_while_it_is_opened_is_found(store, tiny, monkeypatch):
+    store.save(NAME, a_record(), a_moment(tiny[0]))
+    assert store.claim(NAME) == 1
+    seen = iter([0, 0, 1])
+    monkeypatch.setattr(store, "_newest", lambda name: next(seen))
+    assert store.read(NAME).frame_id == 9
+
+
 def test_a_sweep_leaves_strange_files_alone_and_does_not_mind_what_is_gone(store, tiny, tmp_path, monkeypatch):
     folder = tmp_path / "kept"
     (folder / "model.safetensors").write_bytes(b"somebody's")
@@ -200,6 +241,86 @@ def test_of_many_servers_that_take_a_session_up_at_once_each_gets_its_own_epoch(
     assert len(set(epochs)) == 64, f"two servers have the same epoch: {sorted(epochs)}"
     store.sweep()
     assert store.load(NAME)[0].frame_id == 9 and [store._newest(NAME)] == store._epochs(NAME) == [max(epochs)]
+
+
+class Gate:
+    """What is behind it begins once it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._opened = threading.Event()
+        self.open = self._opened.set
+
+    def before(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(*arguments: Any) -> Any:
+            self.reached.set()
+            assert self._opened.wait(20), "the gate stayed shut"
+            return work(*arguments)
+
+        return wait
+
+
+def test_what_is_written_late_is_forgotten_all_the_same(store, tiny, tmp_path, monkeypatch):
+    captured: list[Future[Moment]] = []
+    session: Any = SimpleNamespace(id=NAME, mode="stepped", codec="raw", quality=90, stride=1, opening=Opening(3))
+    gates = {name: Gate() for name in ("save", "forget")}
+    for name, gate in gates.items():
+        monkeypatch.setattr(store, name, gate.before(getattr(store, name)))
+
+    async def play() -> None:
+        keeper = Keeper(store, lambda _: [captured.append(Future()), captured[-1]][1])
+
+        async def save() -> "asyncio.Task[int]":
+            saving = asyncio.create_task(keeper.keep(session, Terms("token", 60.0)))
+            await asyncio.sleep(0)
+            return saving
+
+        saving = await save()
+        captured[-1].set_result(a_moment(tiny[0]))
+        await asyncio.to_thread(gates["save"].reached.wait, 20)
+        keeper.forget(NAME)
+        gates["save"].open()
+        assert await saving == 9 and len(list(tmp_path.glob("kept/*"))) == 1
+        with pytest.raises(Refusal, match="has ended"):
+            await keeper.check(NAME, "token")
+        settled = asyncio.create_task(keeper.settle())
+        await asyncio.sleep(0.01)
+        assert not settled.done()
+        gates["forget"].open()
+        await asyncio.wait_for(settled, 20)
+        assert not list(tmp_path.glob("kept/*"))
+
+        saving = await save()
+        keeper.forget(NAME)
+        await keeper.settle()
+        captured[-1].set_result(a_moment(tiny[0]))
+        with pytest.raises(Refusal, match="has ended"):
+            await saving
+        assert not list(tmp_path.glob("kept/*")) and not (keeper._queued or keeper._over or keeper._leaving)
+
+    asyncio.run(play())
+
+
+def test_many_who_ask_for_what_is_not_there_cost_as_much_as_one(store, monkeypatch):
+    keeper = Keeper(store, lambda _: Future())
+    listed: list[int] = []
+
+    def names() -> set[str]:
+        listed.append(1)
+        return {NAME} if len(listed) > LOOKS + 2 else set()
+
+    monkeypatch.setattr(store, "names", names)
+
+    async def ask() -> None:
+        asked = (keeper.check(f"{NAME}-{index}", "any") for index in range(200))
+        refused = await asyncio.gather(*asked, return_exceptions=True)
+        assert {getattr(one, "code", one) for one in refused} == {"unknown_session"} and len(listed) == LOOKS
+        # Somebody takes it up while the folder is listed: the third time it is seen, and looked at.
+        with pytest.raises(Refusal, match="no such snapshot"):
+            await keeper.check(NAME, "any")
+        assert len(listed) == LOOKS + 3
+
+    asyncio.run(ask())
 
 
 def test_other_weights_and_other_worlds_have_another_fingerprint(tiny):
@@ -324,6 +445,127 @@ def test_a_snapshot_starts_any_number_of_sessions(tiny, tmp_path):
         for name in (ticket["session_id"], "snap_" + "a" * 24, "../../../../etc/passwd"):
             refused = server.http.post(f"{server.url}/v1/sessions", json={"init": {"snapshot": name}})
             assert (refused.status_code, refused.json()["code"]) == (404, "unknown_snapshot")
+
+
+@pytest.fixture(scope="module")
+def keeping(tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that writes its sessions all the time."""
+    world, params = tiny
+    folder = tmp_path_factory.mktemp("kept")
+    with serving(world, params, tiny_prompts(), snapshots=str(folder), snapshot_every_s=0.05) as server:
+        yield server
+
+
+def file_of(server: Server, ticket: dict[str, Any]) -> Path:
+    assert server.service.config.snapshots is not None
+    return Path(server.service.config.snapshots) / f"{ticket['session_id']}.safetensors"
+
+
+def put_to_sleep(server: Server) -> tuple[str, str]:
+    """A session that is on the disk alone, and its token."""
+    ticket = server.create(**STEPPED)
+    with server.connect(ticket) as socket:
+        token = server.talk(socket).wait_for("session.created")["resume_token"]
+        steps(server.talk(socket), 2, 1)
+        lobby, loop = server.service.lobby, server.service.loop
+        assert loop is not None
+        place = lobby.find(ticket["session_id"])
+        assert asyncio.run_coroutine_threadsafe(lobby._keep(place), loop).result(20)
+        loop.call_soon_threadsafe(lobby.end, place, DRAINING)
+        closing_code(socket)
+    return ticket["session_id"], token
+
+
+def resume(server: Server, session_id: str, token: str) -> httpx.Response:
+    shown = {"Authorization": f"Bearer {token}"}
+    return httpx.post(f"{server.url}/v1/sessions/{session_id}/resume", headers=shown, timeout=20)
+
+
+def test_a_session_that_stands_still_is_written_again_when_its_file_is_gone(keeping):
+    ticket = keeping.create(**STEPPED)
+    with keeping.connect(ticket) as socket:
+        steps(keeping.talk(socket), 3, 1)
+        place = keeping.service.lobby.find(ticket["session_id"])
+        wait_until(lambda: place.kept_at == place.session.frames)
+        file_of(keeping, ticket).unlink()
+        wait_until(file_of(keeping, ticket).exists)
+    keeping.delete(ticket)
+
+
+def test_nobody_stands_in_the_way_of_who_comes_back(keeping, monkeypatch):
+    """A stranger's guess at one session's token waits for the disk; another session is taken up meanwhile, once for all who ask."""
+    (slow, slows), (quick, token) = put_to_sleep(keeping), put_to_sleep(keeping)
+    store = keeping.service.keeper._store
+    read, gate = store.read, Gate()
+    waits = gate.before(read)
+    monkeypatch.setattr(store, "read", lambda name: (waits if name == slow else read)(name))
+    with ThreadPoolExecutor(5) as pool:
+        strangers = pool.submit(resume, keeping, slow, "guessed")
+        try:
+            assert gate.reached.wait(20)
+            answers = [*pool.map(lambda _: resume(keeping, quick, token), range(4))]
+        finally:
+            gate.open()
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert strangers.result(20).json()["code"] == "unauthorized"
+    assert keeping.service.lobby.find(quick).epoch == 1 and not keeping.service._returning
+    assert resume(keeping, slow, slows).status_code == 200
+    for session_id in (quick, slow):
+        keeping.delete({"session_id": session_id})
+
+
+def test_a_rollout_loads_what_its_scripts_begin_with_once_and_only_where_there_is_room(keeping, monkeypatch):
+    store, loaded = keeping.service.keeper._store, []
+    load = store.load
+    monkeypatch.setattr(store, "load", lambda name: [loaded.append(name), load(name)][1])
+    ticket = keeping.create(**STEPPED)
+    with keeping.connect(ticket) as socket:
+        talk = keeping.talk(socket)
+        steps(talk, 3, 1)
+        name = keeping.http.post(f"{keeping.url}/v1/sessions/{ticket['session_id']}/snapshot").json()["snapshot"]
+        wanted = steps(talk, 4, 2)
+    keeping.delete(ticket)
+    scripts = [{"frames": 4, "init": {"snapshot": name}}] * 3
+    large = [{"frames": 9000, "init": {"snapshot": name}}] * 3
+    refused = keeping.http.post(f"{keeping.url}/v1/rollouts", json={"scripts": large})
+    assert (refused.status_code, loaded) == (413, [])
+    for frames in roll_out(keeping.url, scripts):
+        assert [frame.tobytes() for frame in frames] == wanted
+    assert loaded == [name]
+
+
+def test_a_disk_that_hangs_holds_up_no_frame_and_nobody_who_leaves(tiny, tmp_path, monkeypatch):
+    marking, forgetting = Gate(), Gate()
+    world, params = tiny
+    with serving(world, params, tiny_prompts(), snapshots=str(tmp_path), snapshot_every_s=0.05) as server:
+        assert server.service.keeper is not None
+        store, device = server.service.keeper._store, server.service.batcher._device
+        leaving, staying = server.create(**STEPPED), server.create(**STEPPED)
+        with server.connect(leaving) as socket, server.connect(staying) as other:
+            token = server.talk(socket).wait_for("session.created")["resume_token"]
+            steps(server.talk(socket), 2, 1)
+            talk = server.talk(other)
+            steps(talk, 2, 1)
+            wait_until(lambda: all(file_of(server, ticket).exists() for ticket in (leaving, staying)))
+            monkeypatch.setattr(store, "forget", forgetting.before(store.forget))
+            monkeypatch.setattr(store, "touch", marking.before(store.touch))
+            try:
+                assert marking.reached.wait(20)
+                steps(talk, 3, 2)
+                server.delete(leaving)
+                marking.open()
+                assert forgetting.reached.wait(20)
+                steps(talk, 3, 3)
+                assert resume(server, leaving["session_id"], token).json()["code"] == "unknown_session"
+                server.delete(staying)
+                assert file_of(server, leaving).exists() and file_of(server, staying).exists()
+                server.stop()
+                time.sleep(0.5)
+                assert device.is_alive(), "a drain waits until nothing is left on the disk of those who left"
+            finally:
+                marking.open()
+                forgetting.open()
+    assert not device.is_alive() and not list(tmp_path.iterdir())
 
 
 def test_a_server_without_a_folder_keeps_none(server, talk):

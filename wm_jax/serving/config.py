@@ -55,7 +55,8 @@ class ServeConfig:
       resume_url: Where players are told to come back to when this server stops, if others serve the same world:
         "https://host[:port]"; None: to this one.
       snapshot_every_s: Seconds from one writing of a session to the next.
-      snapshot_mb: What that folder may hold; the oldest make room, snapshots before sleeping sessions.
+      snapshot_mb: What that folder may hold; the oldest make room, snapshots before sleeping sessions. A session in every
+        slot must fit; where several servers share the folder, one in every slot of all: those that are played are never removed.
       snapshot_age_s: Seconds after which what is written there is removed.
       ice_servers: Over WebRTC, for players behind a NAT: "stun:host:port", "turn:user:password@host:port". Who may play is
         told them. None by default: then players must reach this machine's own addresses, by UDP.

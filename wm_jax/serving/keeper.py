@@ -6,15 +6,16 @@ import hmac
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import jax
 
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.session import Moment, Opening, Session
-from wm_jax.serving.snapshots import PREFIX, Record, SnapshotStore
+from wm_jax.serving.snapshots import LOOK_S, LOOKS, PREFIX, Record, SnapshotStore
 from wm_jax.serving.tokens import Permit
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,11 @@ CAPTURE_S = 5.0
 
 MAX_QUEUED = 8
 """Sessions that may wait to be written."""
+
+READERS = 4
+"""Threads that wait for the disk where something is looked for or taken up."""
+
+Answer = TypeVar("Answer")
 
 
 class Terms(NamedTuple):
@@ -35,13 +41,35 @@ class Terms(NamedTuple):
 
 
 class Keeper:
-    """Saves sessions beside the play and finds them again. Used by the event loop alone."""
+    """Saves sessions beside the play and finds them again. Used by the event loop alone, which never waits for the disk.
+
+    All that changes a file is done by one thread in the order in which it was asked for, so that what was written before a
+    session ended does not come back after it was forgotten. Its threads are its own: a disk that hangs holds up no other.
+    """
 
     def __init__(self, store: SnapshotStore, capture: "Callable[[Session], Future[Moment]]") -> None:
         self._store = store
         self._capture = capture
-        self._queued = 0
+        self._writer = ThreadPoolExecutor(1, "disk-writer")
+        self._readers = ThreadPoolExecutor(READERS, "disk-reader")
         self._saving = asyncio.Lock()  # of two saves of one session the later one must be the one that stays
+        self._queued = Counter[str]()  # saves by name, from when they are asked for until they are done
+        self._over = set[str]()  # of those the sessions that were forgotten meanwhile
+        self._leaving = Counter[str]()  # sessions whose files are still to be removed
+        self._left = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._listing: asyncio.Task[set[str]] | None = None
+
+    async def settle(self) -> None:
+        """Returns when nothing is left on the disk of sessions that have ended."""
+        while self._leaving:
+            self._left.clear()
+            await self._left.wait()
+
+    def close(self) -> None:
+        """Lets its threads end with what they do; nothing is asked of it any more."""
+        for pool in (self._writer, self._readers):
+            pool.shutdown(wait=False)
 
     async def keep(self, session: Session, terms: Terms, epoch: int = 0) -> int:
         """Writes a session under its own name; the frame that it will go on with.
@@ -69,13 +97,13 @@ class Keeper:
         Raises:
           Refusal: none is kept under that name, or it is another token's.
         """
-        if session_id.startswith(PREFIX):
-            raise Refusal(ErrorCode.UNKNOWN_SESSION, "no such session, or it has ended", param="session_id")
+        self._check_stays(session_id)
+        if session_id.startswith(PREFIX) or not await self._is_there(session_id):
+            raise _no_session()
         try:
-            record = await asyncio.to_thread(self._store.read, session_id)
+            record = await self._read(self._store.read, session_id)
         except Refusal as refusal:
-            text = f"no such session, or it has ended: {refusal.message}"
-            raise Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id") from None
+            raise _no_session(refusal) from None
         if not hmac.compare_digest(record.resume_sha256, _digest(resume_token)):
             raise Refusal(ErrorCode.UNAUTHORIZED, f"the token is not session {session_id}'s")
 
@@ -90,7 +118,11 @@ class Keeper:
             epoch = self._store.claim(session_id)
             return *self._store.load(session_id), epoch
 
-        return await asyncio.to_thread(take)
+        self._check_stays(session_id)
+        try:
+            return await self._read(take)
+        except Refusal as refusal:
+            raise _no_session(refusal) from None
 
     async def load(self, name: str) -> tuple[Record, Moment]:
         """A snapshot that was asked for.
@@ -100,34 +132,79 @@ class Keeper:
         """
         if not name.startswith(PREFIX):
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired", param="init.snapshot")
-        return await asyncio.to_thread(self._store.load, name)
+        return await self._read(self._store.load, name)
 
     def forget(self, session_id: str, epoch: int = 0) -> None:
-        """The session has ended: nobody may come back to it."""
-        self._store.forget(session_id, epoch)
+        """The session has ended: nobody may come back to it. Its file goes when the disk has time; `settle` waits for that."""
+        if self._queued[session_id]:
+            self._over.add(session_id)
+        self._leaving[session_id] += 1
+        self._write(self._store.forget, session_id, epoch).add_done_callback(lambda _: self._forgotten(session_id))
 
-    def touch(self, session_id: str, epoch: int = 0) -> None:
-        """The session is still here, as it was written: it is not old."""
-        self._store.touch(session_id, epoch)
+    async def touch(self, session_id: str, epoch: int = 0) -> bool:
+        """The session is still here, as it was written: it is not old. False: it is not on the disk any more."""
+        return await self._write(self._store.touch, session_id, epoch)
 
-    async def sweep(self) -> None:
-        """Makes room."""
-        await asyncio.to_thread(self._store.sweep)
+    async def sweep(self, played: set[str]) -> None:
+        """Makes room, and leaves the sessions that are here alone."""
+        await self._write(self._store.sweep, played)
+
+    def _write(self, what: Callable[..., Answer], *arguments: object) -> "asyncio.Future[Answer]":
+        return asyncio.get_running_loop().run_in_executor(self._writer, what, *arguments)
+
+    def _read(self, what: Callable[..., Answer], *arguments: object) -> "asyncio.Future[Answer]":
+        return asyncio.get_running_loop().run_in_executor(self._readers, what, *arguments)
+
+    def _forgotten(self, session_id: str) -> None:
+        _count_down(self._leaving, session_id)
+        self._left.set()
+
+    def _check_stays(self, session_id: str) -> None:
+        if session_id in self._leaving:
+            raise _no_session()
+
+    async def _is_there(self, name: str) -> bool:
+        """Whether anything is kept under that name. Anybody may ask for any, so all share what it costs to look."""
+        try:
+            for _ in range(LOOKS):
+                if name in await self._names():
+                    return True
+        except OSError as error:
+            log.warning("the folder of snapshots cannot be read: %s", error)
+            text = "the server's disk cannot be read now; try again"
+            raise Refusal(ErrorCode.BUSY, text, retry_after_ms=10_000) from None
+        return False
+
+    async def _names(self) -> set[str]:
+        """What is in the folder, by a listing that has not begun: all who ask until then share it."""
+        if self._listing is None:
+            self._listing = asyncio.create_task(self._list())
+        return await asyncio.shield(self._listing)  # one that does not wait any more takes it from nobody
+
+    async def _list(self) -> set[str]:
+        async with self._looking:
+            await asyncio.sleep(LOOK_S)
+            self._listing = None
+            return await self._read(self._store.names)
 
     async def _save(self, name: str, session: Session, terms: Terms, epoch: int = 0) -> tuple[int, Record]:
-        if self._queued >= MAX_QUEUED:
+        if self._queued.total() >= MAX_QUEUED:
             raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
-        self._queued += 1
+        self._queued[name] += 1
         try:
             return await self._save_next(name, session, terms, epoch)
         finally:
-            self._queued -= 1
+            _count_down(self._queued, name)
+            if name not in self._queued:
+                self._over.discard(name)
 
     async def _save_next(self, name: str, session: Session, terms: Terms, epoch: int) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
             record = self._record(session, terms, moment)
-            return await asyncio.to_thread(self._store.save, name, record, moment, epoch), record
+            if name in self._over:
+                raise _no_session()
+            return await self._write(self._store.save, name, record, moment, epoch), record
 
     def _record(self, session: Session, terms: Terms, moment: Moment) -> Record:
         opening, memory = moment.opening, moment.opening.memory
@@ -182,6 +259,18 @@ async def sound(opening: Opening) -> Opening:
         log.exception("a copy was made of a frame that failed")
         raise Refusal(ErrorCode.BUSY, "a frame failed just now; try again", retry_after_ms=1000) from None
     return opening
+
+
+def _no_session(why: Refusal | None = None) -> Refusal:
+    text = "no such session, or it has ended" + ("" if why is None else f": {why.message}")
+    return Refusal(ErrorCode.UNKNOWN_SESSION, text, param="session_id")
+
+
+def _count_down(counter: Counter[str], name: str) -> None:
+    """One less of it; what is none is not held, for names come without end."""
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]
 
 
 def _digest(token: str) -> str:

@@ -444,6 +444,8 @@ class Lobby:
         except TimeoutError:
             open_still = sum(not closed.is_set() for closed in finishing)
             log.error("%d connections did not close within %g s; the server stops without them", open_still, CLOSING_S)
+        if self.keeper is not None:
+            await self.keeper.settle()
 
     def _resume_url(self, place: Place) -> str | None:
         """Where the client may come back at once, if there is such a place."""
@@ -456,19 +458,26 @@ class Lobby:
         while True:
             await asyncio.sleep(self.config.snapshot_every_s)
             for place in list(self._places.values()):
-                if place.session.frames > place.kept_at:
+                if place.ended is None and not await self._is_kept(place):
                     await self._keep(place)
-                else:
-                    self.keeper.touch(place.session.id, place.epoch)
             try:
-                await self.keeper.sweep()
+                await self.keeper.sweep(self.ids)
             except Exception:  # whatever lies in that folder: what is saved next must still be saved
                 log.exception("the folder of snapshots could not be swept")
 
+    def _is_elsewhere(self, place: Place) -> bool:
+        """Whether nothing of it is on the device: it waits for a slot, or plays the real game. What was written of it counts."""
+        return place.session.source == "real" or place in self._waiting
+
+    async def _is_kept(self, place: Place) -> bool:
+        """Whether all of it is on the disk, and marked as new: what somebody has removed there is written again."""
+        assert self.keeper is not None
+        is_same = place.session.frames <= place.kept_at or self._is_elsewhere(place)
+        return is_same and await self.keeper.touch(place.session.id, place.epoch)
+
     async def _keep(self, place: Place) -> bool:
         """Writes a session to the disk; whether all that can be written of it is."""
-        is_elsewhere = place.session.source == "real" or place in self._waiting
-        if self.keeper is None or is_elsewhere or not self.batcher.stage.is_ready:
+        if self.keeper is None or self._is_elsewhere(place) or not self.batcher.stage.is_ready:
             return True
         is_written = False
         try:
@@ -479,9 +488,8 @@ class Lobby:
             log.warning("%s", moved)
             self.move(place.session.id)
         except Exception:  # whatever it was: the others are to be written all the same, and a drain is to end
-            log.exception("a session could not be saved", extra=place.named)
-        if place.ended is not None and not _goes_on(place):
-            self.keeper.forget(place.session.id, place.epoch)  # it was left while it was written
+            if place.ended is None or _goes_on(place):
+                log.exception("a session could not be saved", extra=place.named)
         return is_written
 
     def _connected(self) -> list[Place]:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ class Rollout:
     """Scripts that were asked for together.
 
     Attributes:
+      scripts: None are held once it has ended: what they begin with may be large.
+      lengths: Frames that each script has.
       done: Frames of each script so far.
       folder: Of their recordings, `0.zip` and so on.
       sizes: Bytes of those that are there, by number.
@@ -43,6 +46,7 @@ class Rollout:
 
     id: str
     scripts: list[Events]
+    lengths: list[int]
     has_video: bool
     has_frames: bool
     folder: Path
@@ -55,7 +59,7 @@ class Rollout:
 
     @property
     def frames(self) -> int:
-        return sum(script.frames for script in self.scripts)
+        return sum(self.lengths)
 
     @property
     def status(self) -> str:
@@ -80,38 +84,22 @@ class Rollouts:
         self._known: dict[str, Rollout] = {}
         self._waiting: deque[tuple[Rollout, int]] = deque()
         self._asked = asyncio.Event()
+        self._creating = asyncio.Lock()
 
-    async def create(self, body: CreateRollout, openings: list[Opening]) -> Rollout:
+    async def create(self, body: CreateRollout, begin: Callable[[], Awaitable[list[Opening]]]) -> Rollout:
         """Puts scripts in line.
 
+        Args:
+          begin: Loads what the scripts begin with, perhaps gigabytes: asked for once it is known that there is room.
+
         Raises:
-          Refusal: they are too long or too many, hold what this world does not read, or too many others wait.
+          Refusal: they are too long or too many, hold what this world does not read, or too many others wait; or of `begin`.
         """
-        frames, most = sum(script.frames for script in body.scripts), self._config.rollout_frames
-        if frames > most:
-            text = f"the scripts have {frames} frames together, this server makes at most {most} in one rollout"
-            raise Refusal(ErrorCode.TOO_LARGE, text, param="scripts")
-        if not body.video and not body.lossless:
-            raise Refusal(ErrorCode.BAD_MESSAGE, "neither video nor lossless is asked for: nothing would be made")
-        if body.lossless and frames * self._frame_bytes > 1e6 * self._config.rollout_mb:
-            text = (
-                f"{frames} frames without loss are {frames * self._frame_bytes / 1e6:.0f} MB, this server keeps "
-                f"{self._config.rollout_mb:g}: ask for fewer, or for the video alone"
-            )
-            raise Refusal(ErrorCode.TOO_LARGE, text, param="lossless")
-        if not self._config.rollouts:
-            raise Refusal(ErrorCode.UNSUPPORTED, "this server makes no rollouts: it was started with --rollouts 0")
-        self._check_room(body, frames)
-        scripts = await asyncio.to_thread(self._scripts, body, openings)  # up to a row for every frame
-        self._check_room(body, frames)  # others asked meanwhile
-        name = f"roll_{secrets.token_urlsafe(18)}"
-        folder = self._studio.folder / name
-        folder.mkdir()
-        rollout = Rollout(name, scripts, body.video, body.lossless, folder, [0] * len(scripts))
-        self._known[name] = rollout
-        self._waiting.extend((rollout, index) for index in range(len(scripts)))
-        self._asked.set()
-        return rollout
+        async with self._creating:  # of two that load at once neither would have counted the other
+            self._check(body)
+            openings = await begin()
+            scripts = await asyncio.to_thread(self._scripts, body, openings)  # up to a row for every frame
+            return self._put_in_line(body, scripts)
 
     def find(self, name: str) -> Rollout:
         """The rollout of that name.
@@ -127,7 +115,7 @@ class Rollouts:
     def scripts(self) -> int:
         """How many wait or run."""
         going = (one for one in self._known.values() if one.status in ("queued", "running"))
-        return sum(len(one.scripts) - len(one.sizes) for one in going)
+        return sum(len(one.lengths) - len(one.sizes) for one in going)
 
     def names(self) -> tuple[str, ...]:
         """Of every rollout that is here."""
@@ -140,8 +128,8 @@ class Rollouts:
           Refusal: there is no such script, or it is not done.
         """
         path = rollout.folder / f"{index}.zip"
-        if not 0 <= index < len(rollout.scripts):
-            text = f"the rollout has {len(rollout.scripts)} scripts (from 0), {index} is none of them"
+        if not 0 <= index < len(rollout.lengths):
+            text = f"the rollout has {len(rollout.lengths)} scripts (from 0), {index} is none of them"
             raise Refusal(ErrorCode.UNKNOWN_ROLLOUT, text, param="index")
         if not path.exists():
             raise rollout.failure or Refusal(ErrorCode.BUSY, f"script {index} is not done", retry_after_ms=1000)
@@ -157,7 +145,7 @@ class Rollouts:
             code=None if rollout.failure is None else rollout.failure.code,
             message=None if rollout.failure is None else rollout.failure.message,
             position=queued.index(rollout) + 1 if rollout in queued else None,
-            scripts=len(rollout.scripts),
+            scripts=len(rollout.lengths),
             frames=rollout.frames,
             done=sum(rollout.done),
             expires_at=expires_at,
@@ -188,6 +176,34 @@ class Rollouts:
             await self._sweep()
 
     # ---- inside
+
+    def _check(self, body: CreateRollout) -> None:
+        frames, most = sum(script.frames for script in body.scripts), self._config.rollout_frames
+        if frames > most:
+            text = f"the scripts have {frames} frames together, this server makes at most {most} in one rollout"
+            raise Refusal(ErrorCode.TOO_LARGE, text, param="scripts")
+        if not body.video and not body.lossless:
+            raise Refusal(ErrorCode.BAD_MESSAGE, "neither video nor lossless is asked for: nothing would be made")
+        if body.lossless and frames * self._frame_bytes > 1e6 * self._config.rollout_mb:
+            text = (
+                f"{frames} frames without loss are {frames * self._frame_bytes / 1e6:.0f} MB, this server keeps "
+                f"{self._config.rollout_mb:g}: ask for fewer, or for the video alone"
+            )
+            raise Refusal(ErrorCode.TOO_LARGE, text, param="lossless")
+        if not self._config.rollouts:
+            raise Refusal(ErrorCode.UNSUPPORTED, "this server makes no rollouts: it was started with --rollouts 0")
+        self._check_room(body, frames)
+
+    def _put_in_line(self, body: CreateRollout, scripts: list[Events]) -> Rollout:
+        name = f"roll_{secrets.token_urlsafe(18)}"
+        folder = self._studio.folder / name
+        folder.mkdir()
+        lengths = [script.frames for script in scripts]
+        rollout = Rollout(name, scripts, lengths, body.video, body.lossless, folder, [0] * len(scripts))
+        self._known[name] = rollout
+        self._waiting.extend((rollout, index) for index in range(len(scripts)))
+        self._asked.set()
+        return rollout
 
     def _check_room(self, body: CreateRollout, frames: int) -> None:
         going = [one for one in self._known.values() if one.status in ("queued", "running")]
@@ -254,12 +270,17 @@ class Rollouts:
         finally:
             rollout.tasks.pop(index, None)
             self._asked.set()  # a slot is free, or a script waits again
-        if len(rollout.sizes) == len(rollout.scripts):
-            rollout.finished_at = time.time()
+        if len(rollout.sizes) == len(rollout.lengths):
+            self._finish(rollout)
 
     def _fail(self, rollout: Rollout, refusal: Refusal) -> None:
-        rollout.failure, rollout.finished_at = refusal, time.time()
+        rollout.failure = refusal
         self._stop(rollout)
+        self._finish(rollout)
+
+    def _finish(self, rollout: Rollout) -> None:
+        rollout.finished_at = time.time()
+        rollout.scripts.clear()
 
     def _stop(self, rollout: Rollout) -> None:
         self._waiting = deque(one for one in self._waiting if one[0] is not rollout)

@@ -5,6 +5,8 @@ import contextlib
 import hmac
 import importlib.util
 import logging
+import math
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,9 @@ from wm_jax.world import Playable
 
 log = logging.getLogger(__name__)
 
+ROUND_S = 60.0
+"""What writing every session once may take: it is that much later than `snapshot_every_s` that each is written again."""
+
 
 class Service:
     """One world being served: engine, device loop and lobby, joined."""
@@ -67,12 +72,14 @@ class Service:
         has_game = self.world.env in envs.NAMES and envs.is_installed(self.world.env)
         self.sources: list[Source] = ["dream", "real"] if has_game else ["dream"]
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._returning = asyncio.Lock()  # two connections that come back to one session must find the same one
+        # Two connections that come back to one session must find the same one; a lock is there while somebody holds it.
+        self._returning = weakref.WeakValueDictionary[str, asyncio.Lock]()
         self.has_webrtc = importlib.util.find_spec("aiortc") is not None
         if config.ice_servers and not self.has_webrtc:
             raise ServeConfigError("ice_servers are for WebRTC, which is not installed: pip install -e '.[rtc]'")
         offered_codecs()  # imports PyAV now, not while somebody plays
         engine = Engine(world, params, self.scenes, config.slots, artifact, config.ladder)
+        _check_disk(config, engine.memory_bytes)
         arcade = Arcade(self.world.env, self._deliver)
         fps = config.fps or self.world.fps
         self.batcher = Batcher(engine, arcade, fps, self._deliver)
@@ -99,6 +106,8 @@ class Service:
             await self.lobby.drain()
             await asyncio.to_thread(self.batcher.stop)
             await asyncio.to_thread(self.studio.close)
+            if self.keeper is not None:
+                self.keeper.close()
 
     def _deliver(self, delivery: Delivery) -> None:
         if delivery and self.loop is not None and not self.loop.is_closed():
@@ -108,14 +117,24 @@ class Service:
         """Seats a new session, or refuses to; with the permit of an ephemeral token only what that allows."""
         if permit is not None:
             permit.check_model(body.model or self.world.name)
-        return self.lobby.create(body, await self._opening(body), permit)
-
-    async def _opening(self, body: CreateSession) -> Opening:
-        opening = models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image)
         if body.init.snapshot is not None:
-            _, moment = await self._kept("init.snapshot").load(body.init.snapshot)
-            opening = moment.opening
-        return opening
+            self.lobby.check_room()  # before it is loaded: a state may be large
+        return self.lobby.create(body, (await self._openings([body]))[0], permit)
+
+    async def _openings(self, bodies: list[CreateSession]) -> list[Opening]:
+        """How each begins; those that begin with the same snapshot share its memory."""
+        openings = [
+            models.check_request(body, self.world, self.sources, self.scenes.count, self.takes_image) for body in bodies
+        ]
+        loaded: dict[str, Opening] = {}
+        for place, body in enumerate(bodies):
+            name = body.init.snapshot
+            if name is None:
+                continue
+            if name not in loaded:
+                loaded[name] = (await self._kept("init.snapshot").load(name))[1].opening
+            openings[place] = loaded[name]
+        return openings
 
     async def record(self, place: Place, has_video: bool) -> Path:
         """The recording of a session so far, in a file that is the caller's to remove.
@@ -139,7 +158,7 @@ class Service:
         """
         self.lobby.check_open()
         asked = [CreateSession(model=body.model, init=script.init) for script in body.scripts]
-        return await self.rollouts.create(body, [await self._opening(one) for one in asked])
+        return await self.rollouts.create(body, lambda: self._openings(asked))
 
     async def come_back(self, session_id: str, resume_token: str) -> Place:
         """The session of that name, from the disk if it is not here; whoever comes must know its token.
@@ -152,11 +171,12 @@ class Service:
             return place
         if self.keeper is None:
             return self.lobby.find(session_id)
-        async with self._returning:
+        await self.keeper.check(session_id, resume_token)  # first: who has not the token makes nobody wait who has
+        lock = self._returning.setdefault(session_id, asyncio.Lock())
+        async with lock:
             place = self.lobby.get(session_id)
             if place is not None:
                 return place
-            await self.keeper.check(session_id, resume_token)
             self.lobby.check_room(comes_back=True)
             record, moment, epoch = await self.keeper.claim(session_id)
             return self.lobby.resume(record, moment, resume_token, epoch)
@@ -272,10 +292,28 @@ def _is_of(place: Place, permit: Permit) -> bool:
     return place.permit is not None and place.permit.jti == permit.jti
 
 
+def _check_disk(config: ServeConfig, memory_bytes: int) -> None:
+    """Passes where a session in every slot fits into the folder of snapshots.
+
+    Raises:
+      ServeConfigError: it does not.
+    """
+    wanted = 1e-6 * config.slots * memory_bytes
+    if config.snapshots is not None and wanted > config.snapshot_mb:
+        raise ServeConfigError(
+            f"a session of this world takes {1e-6 * memory_bytes:.4g} MB on the disk, {config.slots} slots of them "
+            f"{math.ceil(wanted)} MB, and snapshot_mb is {config.snapshot_mb:g}: pass --snapshot-mb {math.ceil(wanted)} or "
+            "more, fewer --slots, or no --snapshots"
+        )
+
+
 def _keeper(config: ServeConfig, known: Identity, batcher: Batcher) -> Keeper | None:
     if config.snapshots is None:
         return None
     folder = Path(config.snapshots).expanduser()
     weights = known.weights_sha256
-    store = SnapshotStore(folder, known.world, weights, known.scenes, config.snapshot_mb, config.snapshot_age_s)
+    awake_s = 2 * config.snapshot_every_s + ROUND_S
+    store = SnapshotStore(
+        folder, known.world, weights, known.scenes, config.snapshot_mb, config.snapshot_age_s, awake_s
+    )
     return Keeper(store, batcher.capture)

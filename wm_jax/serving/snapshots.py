@@ -8,13 +8,14 @@ noticed can write epoch 3 as often as it likes: the newest epoch counts.
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,6 +30,8 @@ from wm_jax.serving.session import Moment, Opening
 from wm_jax.serving.tokens import Permit
 from wm_jax.types import Params
 from wm_jax.world import Playable
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -100,20 +103,45 @@ def fingerprint(world: Playable[Any], params: Params) -> str:
     return known.hexdigest()
 
 
+class Found(NamedTuple):
+    """A file of ours in the folder, by how long it is kept: what compares as more stays longer.
+
+    Attributes:
+      is_played: It is the only copy of a session that somebody plays.
+      is_session: It is a session's, not a snapshot that was asked for.
+    """
+
+    is_played: bool
+    is_session: bool
+    saved_at: float
+    size: int
+    path: Path
+
+
 class SnapshotStore:
     """A folder of snapshots by name. Its methods wait for the disk; each may be called from any thread.
 
     Attributes:
-      max_mb: What the folder may hold; the oldest make room.
+      max_mb: What the folder may hold; the oldest make room, and none that is being played.
       max_age_s: How long a snapshot is kept.
+      awake_s: Age below which a session's file is somebody's who plays: its server writes or touches it more often.
     """
 
     def __init__(
-        self, folder: Path, world: Playable[Any], weights: str, scenes: int, max_mb: float, max_age_s: float
+        self,
+        folder: Path,
+        world: Playable[Any],
+        weights: str,
+        scenes: int,
+        max_mb: float,
+        max_age_s: float,
+        awake_s: float = 0.0,
     ) -> None:
         self.world = weights
         self.max_mb = max_mb
         self.max_age_s = max_age_s
+        self.awake_s = awake_s
+        self._is_full = False
         self._scenes = scenes
         self._folder = folder
         self._shapes = bare_shapes(world, 1)
@@ -156,6 +184,7 @@ class SnapshotStore:
         """
         while True:
             epoch = self._newest(name)
+            self.touch(name, epoch)  # under both names: no server sweeps away what is being taken up
             try:
                 os.link(self._path(name, epoch), self._path(name, epoch + 1))
             except (FileNotFoundError, FileExistsError):
@@ -165,7 +194,6 @@ class SnapshotStore:
                 # Others went past meanwhile, and had perhaps had this very epoch: nobody keeps it.
                 self._path(name, epoch + 1).unlink(missing_ok=True)
                 continue
-            self.touch(name, epoch + 1)
             return epoch + 1
 
     def read(self, name: str) -> Record:
@@ -195,35 +223,70 @@ class SnapshotStore:
             for known in range(epoch + 1):  # a server that slept may have written an earlier one again
                 self._path(name, known).unlink(missing_ok=True)
 
-    def touch(self, name: str, epoch: int = 0) -> None:
-        """It is as good as written now."""
-        with contextlib.suppress(OSError):
+    def touch(self, name: str, epoch: int = 0) -> bool:
+        """It is as good as written now; False: it is not there, or cannot be marked, and is to be written again."""
+        try:
             os.utime(self._path(name, epoch))
+        except OSError:
+            return False
+        return True
 
-    def sweep(self) -> None:
-        """Removes what is too old or superseded, then the oldest until the rest is small enough; only files of ours."""
+    def names(self) -> set[str]:
+        """Of all that is in the folder, strange files among them.
+
+        Raises:
+          OSError: it cannot be read.
+        """
+        return {entry.partition(".")[0] for entry in os.listdir(self._folder)}
+
+    def sweep(self, played: Collection[str] = ()) -> None:
+        """Removes what is too old or superseded, then the oldest until the rest is small enough; only files of ours.
+
+        Args:
+          played: Sessions that are here. A file of one stays, however much there is: it may be the only copy.
+        """
         self._remove_abandoned()
+        found = sorted(self._found(played), reverse=True)
+        room = 1e6 * self.max_mb
+        for one in found:
+            room -= one.size
+            if one.is_played:
+                continue
+            if room < 0 or time.time() - one.saved_at > self.max_age_s:
+                with contextlib.suppress(OSError):
+                    one.path.unlink(missing_ok=True)
+        self._warn_if_full(sum(one.size for one in found if one.is_played))
+
+    # ---- inside
+
+    def _found(self, played: Collection[str]) -> Iterator[Found]:
+        """The files of ours that count; those that do not are removed."""
         ours = {path: _parse(path) for path in self._folder.glob(f"*{SUFFIX}") if NAME.fullmatch(_parse(path)[0])}
         newest: dict[str, int] = {}
         for name, epoch in ours.values():
             newest[name] = max(epoch, newest.get(name, 0))
-        found: list[tuple[bool, float, int, Path]] = []
         for path, (name, epoch) in ours.items():
             with contextlib.suppress(FileNotFoundError):  # another server, or a session that ended meanwhile
                 if epoch < newest[name]:
                     path.unlink(missing_ok=True)
                     continue
                 status = path.stat()
-                found.append((not name.startswith(PREFIX), status.st_mtime, status.st_size, path))
-        room = 1e6 * self.max_mb
-        # Who asks for snapshot after snapshot drives out snapshots, not the sessions of others.
-        for _, saved_at, size, path in sorted(found, reverse=True):
-            room -= size
-            if room < 0 or time.time() - saved_at > self.max_age_s:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+                is_young = time.time() - status.st_mtime < min(self.awake_s, self.max_age_s)
+                # Who asks for snapshot after snapshot drives out snapshots, not the sessions of others.
+                is_session = not name.startswith(PREFIX)
+                is_played = name in played or (is_session and is_young)
+                yield Found(is_played, is_session, status.st_mtime, status.st_size, path)
 
-    # ---- inside
+    def _warn_if_full(self, size: int) -> None:
+        """Says once that what may not be removed is more than the folder may hold, and again after there was room."""
+        was_full, self._is_full = self._is_full, size > 1e6 * self.max_mb
+        if self._is_full and not was_full:
+            log.warning(
+                "the sessions that are played take %.0f MB of the disk, --snapshot-mb is %g: nothing else is kept there, "
+                "and no session of these is removed; start with more --snapshot-mb, or fewer --slots",
+                1e-6 * size,
+                self.max_mb,
+            )
 
     def _path(self, name: str, epoch: int) -> Path:
         if not NAME.fullmatch(name):
@@ -264,14 +327,21 @@ class SnapshotStore:
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[Any]:
-        path = self._path(name, self._newest(name))
-        if not path.is_file() or path.is_symlink():
-            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
         try:
-            with safe_open(path, framework="numpy") as file:
+            with self._open(name) as file:
                 yield file
         except (SafetensorError, OSError) as error:
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"the snapshot is broken ({error})") from None
+
+    def _open(self, name: str) -> Any:
+        """The newest file of that name: while it is looked for, it may be taken up and get another."""
+        for _ in range(LOOKS):
+            path = self._path(name, self._newest(name))
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                break
+            with contextlib.suppress(FileNotFoundError):
+                return safe_open(path, framework="numpy")
+        raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
 
     def _record(self, name: str, file: Any) -> Record:
         try:
