@@ -6,7 +6,8 @@ from wm_jax.client import Client, connect, roll_out
 
 with connect("http://127.0.0.1:8000", seed=7) as session:
     frames = session.step(["ArrowRight"], frames=30)         # uint8 [30 h w 3], none dropped
-    other = session.fork()                                   # goes on as this one is
+    with session.fork() as other:                            # goes on as this one is
+        other.step(["ArrowLeft"])
     session.seek(15)                                         # and this one goes back
     session.record("recording.zip")                          # all that decided its frames, and a video
 

@@ -182,7 +182,7 @@ class Client(Dialogue):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self._perform(self._leaving())
 
     # ---- message by message
 

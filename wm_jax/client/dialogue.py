@@ -166,6 +166,7 @@ class Dialogue:
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count()
         self._unfinished: Step | None = None
         self._video: H264Decoder | None = None
+        self._is_closed = True
 
     # ---- coming and going
 
@@ -203,6 +204,7 @@ class Dialogue:
             yield HangUp()
             raise
         self._know(created)
+        self._is_closed = False
 
     def _know(self, created: dict[str, Any]) -> None:
         world = created["session"]
@@ -240,12 +242,18 @@ class Dialogue:
         return (yield Call(functools.partial(request, "POST", where, body, self._auth or self._token)))
 
     def _closing(self, keep: bool) -> Talk[None]:
+        self._is_closed = True
         try:
             yield HangUp()
         finally:
             if not keep:
                 # Good as long as the session is, which the ticket's token and `auth` may not be.
                 yield from self._ending(self.id, self.resume_token)
+
+    def _leaving(self) -> Talk[None]:
+        """Ends the session with its block, unless that was done in it, or only hung up."""
+        if not self._is_closed:
+            yield from self._closing(keep=False)
 
     def _ending(self, session_id: str, token: str) -> Talk[None]:
         """Only tidying up: a session or a server that is gone already must not hide why it was left."""
@@ -301,15 +309,22 @@ class Dialogue:
         return event
 
     def _seeing(self) -> Talk[Shown]:
-        """The newest frame: the next that comes, or what came after it by now."""
+        """The newest frame: the next that comes, and whatever came after it by now."""
         self._check_mode("realtime", "frame")
-        newest: Shown | None = None
+        newest, came = None, 0
         while True:
-            heard = yield from self._listening(patience_s=None if newest is None else AT_ONCE_S)
+            heard = yield from self._listening(patience_s=self._patience_s(came))
             if heard is None and newest is not None:
                 return newest
             if isinstance(heard, tuple):
                 *_, newest = singles(*heard)
+                came += 1
+
+    def _patience_s(self, came: int) -> float | None:
+        """How long to wait for a newer frame after so many."""
+        # With so many on their way the server waited for this client: what it made meanwhile follows the acknowledgement.
+        was_held_back = came == max(2, self.created["capabilities"]["credit_window"])
+        return None if came == 0 else 1.0 / self.fps if was_held_back else AT_ONCE_S
 
     def _restarting(self, op: str, **fields: Any) -> Talk[dict[str, Any]]:
         """Begins anew or goes back, before the next frame; what was not finished is given up."""

@@ -122,7 +122,12 @@ class Session(Dialogue):
         return self._perform(self._seeing())
 
     def frames(self) -> Iterator[Shown]:
-        """Frames as they come, each with its header; a caller that is slow gets fewer."""
+        """Frames as they come, each with its header; a caller that is slow gets fewer.
+
+        Raises:
+          ServerError: as `frame`.
+        """
+        self._check_mode("realtime", "frames")
         while True:
             heard = self._receive()
             if isinstance(heard, tuple):
@@ -173,8 +178,8 @@ class Session(Dialogue):
         """Comes back after the connection was lost, wherever the session is now; the frame it goes on with.
 
         That is the first of a step that was interrupted: the same `step` again, or `finish`, gives its frames. Behind a
-        gateway it may be another server than before, which took the session up as it was last written (`resumed_at`). It
-        makes again what it has to; a step whose frames were lost with the server before is given up.
+        gateway it may be another server than before, which took the session up as it was last written (`resumed_at`) and
+        goes on from there. Where that is before the step, or after frames that had not come, the step is given up.
 
         Raises:
           ServerError: the session is gone, or nobody took it up within that time.
@@ -190,7 +195,7 @@ class Session(Dialogue):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._perform(self._leaving())
 
     # ---- inside
 
