@@ -28,6 +28,9 @@ PATIENCE = ("rate_limited", "busy")
 AT_ONCE_S = 1e-3
 """Whatever has come by then was there already: an event loop needs a turn to fetch it."""
 
+HELD_BACK_S = 1.0
+"""How long a frame may take that is certain to come, unless the world stands still."""
+
 Held = Sequence[str]
 """Names of keys: `KeyboardEvent.code`, as `codes` lists them."""
 
@@ -324,7 +327,7 @@ class Dialogue:
         """How long to wait for a newer frame after so many."""
         # With so many on their way the server waited for this client: what it made meanwhile follows the acknowledgement.
         was_held_back = came == max(2, self.created["capabilities"]["credit_window"])
-        return None if came == 0 else 1.0 / self.fps if was_held_back else AT_ONCE_S
+        return None if came == 0 else HELD_BACK_S if was_held_back else AT_ONCE_S
 
     def _restarting(self, op: str, **fields: Any) -> Talk[dict[str, Any]]:
         """Begins anew or goes back, before the next frame; what was not finished is given up."""

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Session(Dialogue):
-    """One session. Stepped, the world waits for `step` and no frame is ever lost; in realtime it plays on, `act` tells what
+    """One session. Stepped, the world waits for `step`, which gives every frame; in realtime it plays on, `act` tells what
     is held from now on, and `frame` shows where it is.
 
     Attributes: those of `Dialogue`.
