@@ -1,61 +1,149 @@
-"""A small client of wm.v1 for asyncio: opens a session, sends messages, receives frames as they come."""
+"""A session for asyncio: every call of `Session` to be awaited, and messages and frames as they come."""
 
 import asyncio
 import contextlib
-import dataclasses
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self, TypeVar
 
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_socket
+from websockets.exceptions import ConnectionClosed
 
+from wm_jax.client.dialogue import (
+    Call,
+    ConnectionLost,
+    Deed,
+    Dial,
+    Dialogue,
+    HangUp,
+    Heard,
+    Held,
+    Listen,
+    Say,
+    Shown,
+    Talk,
+    Wait,
+    WireName,
+    session_body,
+    singles,
+    wire_named,
+)
 from wm_jax.client.recordings import record
-from wm_jax.rest import ServerError, come_back, request, socket_url
-from wm_jax.serving.codec import decode_image
-from wm_jax.serving.protocol import AUTH_PREFIX, FramesHeader
-from wm_jax.serving.video import H264Decoder
-from wm_jax.serving.wire import JsonWire, MsgpackWire, Wire
+from wm_jax.serving.protocol import Mode
+from wm_jax.serving.wire import Wire
+
+KEPT_MESSAGES = 1024
+
+T = TypeVar("T")
 
 
-@dataclasses.dataclass
-class Client:
-    """An open session. Messages that arrive while frames are awaited are kept in `messages`.
+class Client(Dialogue):
+    """An open session, of which several tasks may use one: what waits for an answer is done one after the other, and `act`
+    goes out at once. An async context manager, which ends it.
 
-    Attributes:
-      created: The first message, `session.created`.
-      wire: How messages travel.
-      url: The server's.
+    Attributes: those of `Dialogue`, and
+      socket: The connection.
+      messages: Those that arrived while `frames` were awaited, the newest 1,024.
     """
 
-    url: str
     socket: ClientConnection
-    created: dict[str, Any]
-    wire: Wire
-    messages: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
-    _video: H264Decoder | None = None
 
-    async def send(self, kind: str, **fields: Any) -> None:
-        """One message: `send("action", held=["KeyW"], mouse=[0.1, 0.0])`."""
-        await self.socket.send(self.wire.say({"type": kind, **fields}))
+    def __init__(self, url: str, auth: str | None, wire: Wire) -> None:
+        super().__init__(url, auth, wire)
+        self.messages: deque[dict[str, Any]] = deque(maxlen=KEPT_MESSAGES)
+        self._ear = asyncio.Lock()
+        """Held by whoever listens."""
 
-    async def receive(self) -> dict[str, Any] | tuple[FramesHeader, list[UInt8[np.ndarray, "h w 3"]]]:
-        """The next message, or the next frames, decoded and acknowledged.
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        seed: int = 0,
+        prompt: int | None = None,
+        image: UInt8[np.ndarray, "h w 3"] | None = None,
+        snapshot: str | None = None,
+        resume: tuple[str, str] | None = None,
+        auth: str | None = None,
+        codec: str = "png",
+        mode: Mode = "stepped",
+        wire: WireName = "json",
+    ) -> Self:
+        """A session of the server at `url`, with its socket; arguments and errors are those of `Session.connect`."""
+        client = cls(url, auth, wire_named(wire))
+        body = session_body(mode, codec, seed, prompt, image, snapshot)
+        await client._perform(client._opening(body) if resume is None else client._returning(*resume))
+        return client
+
+    @classmethod
+    async def create(cls, url: str, body: dict[str, Any], auth: str | None = None, wire: WireName = "json") -> Self:
+        """A session of this body of `POST /v1/sessions`, with its socket; may wait in line for its slot.
 
         Raises:
-          ServerError: the server reports an error.
+          ServerError: the server is full, does not know the model, or refuses the connection.
         """
-        heard = self.wire.hear(await self.socket.recv())
-        if isinstance(heard, dict):
-            if heard["type"] == "error":
-                raise ServerError(f"{heard['code']}: {heard['message']}")
-            return heard
-        header, payloads = heard
-        await self.send("frame.ack", seq=header.seq)
-        return header, [self._decode(header, payload) for payload in payloads]
+        client = cls(url, auth, wire_named(wire))
+        await client._perform(client._opening(body, may_wait=True))
+        return client
+
+    async def step(
+        self, held: Held = (), frames: int = 1, mouse: tuple[float, float] | None = None
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """The next frames while these keys are held; see `Session.step`. One that was cancelled is unfinished.
+
+        Raises:
+          ServerError: a key that the world has not, too many frames at once, another step is unfinished, or the connection
+            is lost.
+        """
+        return await self._listen_to(self._stepping(held, frames, mouse))
+
+    async def finish(self) -> UInt8[np.ndarray, "t h w 3"]:
+        """All frames of the step that was interrupted; see `Session.finish`.
+
+        Raises:
+          ServerError: none was, or the connection is lost.
+        """
+        return await self._listen_to(self._finishing())
+
+    async def act(self, held: Held = (), mouse: tuple[float, float] | None = None) -> str:
+        """From the next frame on these keys are held, and the mouse moves once; see `Session.act`.
+
+        Raises:
+          ServerError: the session is stepped, or the connection is lost. An input that the world has not is told by `frame`.
+        """
+        return await self._perform(self._acting(held, mouse))
+
+    async def frame(self) -> Shown:
+        """The newest frame that was not shown before, with its header; waits for one, passes over older ones.
+
+        Raises:
+          ServerError: the session is stepped, an action was refused, or the connection is lost.
+        """
+        return await self._listen_to(self._seeing())
+
+    async def reset(self, seed: int | None = None) -> None:
+        """The next frame begins anew; without a seed with the same one. Frames of an unfinished step are given up."""
+        await self._listen_to(self._restarting("reset", seed=seed))
+
+    async def seek(self, frame_id: int) -> int:
+        """Goes back to the newest frame that is kept up to this one, and says which; an unfinished step is given up.
+
+        Raises:
+          ServerError: none that old is kept.
+        """
+        return (await self._listen_to(self._restarting("seek", frame=frame_id)))["restored_frame"]
+
+    async def snapshot(self) -> str:
+        """Writes the session to the server's disk; `connect(url, snapshot=...)` starts from it.
+
+        Raises:
+          ServerError: the server was started without `--snapshots`.
+        """
+        return (await self._listen_to(self._asking("session.snapshot", answer="session.snapshotted")))["snapshot"]
 
     async def record(self, path: str | Path, video: bool = True) -> Path:
         """Writes the session's recording so far to a file; see `Session.record`.
@@ -63,87 +151,132 @@ class Client:
         Raises:
           ServerError: no slot is free for the video, or the server records nothing.
         """
-        session, token = self.created["session"]["id"], self.created["resume_token"]
-        return await asyncio.to_thread(record, self.url, session, Path(path), token, video)
+        return await asyncio.to_thread(record, self._url, self.id, Path(path), self.resume_token, video)
+
+    async def fork(self, at: int | None = None) -> "Client":
+        """A session of its own that goes on as this one is, or was at the newest kept frame up to `at`.
+
+        Raises:
+          ServerError: every slot is taken, or none that old is kept.
+        """
+        other = Client(self._url, self._auth, self.wire)
+        await other._perform(other._beginning(await self._perform(self._forking(at))))
+        return other
 
     async def resume(self, patience_s: float = 30.0) -> dict[str, Any]:
         """Comes back after the connection was lost, wherever the session is now; the new `session.created`.
 
+        A step that was interrupted is finished by the same `step` again, or by `finish`; see `Session.resume`.
+
         Raises:
           ServerError: the session is gone, or nobody took it up within that time.
         """
-        await self.socket.close()
-        known = self.created["session"]["id"], self.created["resume_token"]
-        ticket = await asyncio.to_thread(come_back, self.url, *known, patience_s)
-        self.socket, self.created = await _connected(self.url, ticket, self.wire)
-        self._video = None  # a stream begins anew with its connection
+        await self._perform(self._resuming(patience_s))
         return self.created
 
-    async def frames(self) -> AsyncIterator[tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]]:
-        """Frames as they come."""
+    async def close(self, keep: bool = False) -> None:
+        """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""
+        await self._perform(self._closing(keep))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._perform(self._leaving())
+
+    # ---- message by message
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        """One message: `send("action", held=["KeyW"], mouse=[0.1, 0.0])`."""
+        with _as_the_socket_says():
+            await self._perform(self._saying(kind, **fields))
+
+    async def receive(self) -> Heard:
+        """The next message, or the next frames, decoded and acknowledged.
+
+        Raises:
+          ServerError: the server reports an error.
+          ConnectionClosed: the connection is lost.
+        """
+        with _as_the_socket_says():
+            heard = await self._listen_to(self._listening())
+        assert heard is not None, "listened without end"
+        return heard
+
+    async def frames(self) -> AsyncIterator[Shown]:
+        """Frames as they come.
+
+        Raises:
+          ServerError: the server reports an error.
+          ConnectionClosed: the connection is lost.
+        """
         while True:
             got = await self.receive()
             if isinstance(got, dict):
                 self.messages.append(got)
                 continue
-            for index, frame in enumerate(got[1]):
-                yield got[0].model_copy(update={"frame_id": got[0].frame_id + index}), frame
+            for shown in singles(*got):
+                yield shown
 
-    def _decode(self, header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
-        if header.codec != "h264":
-            return decode(header, payload)
-        self._video = self._video or H264Decoder()
-        return self._video.decode(payload, header.h, header.w)
+    # ---- inside
 
+    async def _listen_to(self, talk: Talk[T]) -> T:
+        async with self._ear:
+            return await self._perform(talk)
 
-def decode(header: FramesHeader, payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """One payload as pixels.
+    async def _perform(self, talk: Talk[T]) -> T:
+        """Does one deed after the other, and tells the talk what came of each."""
+        try:
+            deed = next(talk)
+            while True:
+                try:
+                    answer = await self._do(deed)
+                except BaseException as error:  # noqa: BLE001 (thrown on, into the talk)
+                    deed = talk.throw(error)
+                else:
+                    deed = talk.send(answer)
+        except StopIteration as done:
+            return done.value
 
-    Raises:
-      ValueError: it is part of a stream, or no picture.
-    """
-    if header.codec == "h264":
-        raise ValueError("a frame of h264 says what changed since the last one: open_session decodes it, or choose png")
-    if header.codec == "raw":
-        return np.frombuffer(payload, np.uint8).reshape(header.h, header.w, 3)
-    return simplejpeg.decode_jpeg(payload) if header.codec == "jpeg" else decode_image(payload, (header.h, header.w))
+    async def _do(self, deed: Deed) -> Any:
+        match deed:
+            case Call(function):
+                return await asyncio.to_thread(function)
+            case Wait(seconds):
+                await asyncio.sleep(seconds)
+            case Dial(address, protocols):
+                self.socket = await connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
+            case HangUp():
+                await self.socket.close()
+            case Say(data):
+                await self.socket.send(data)
+            case Listen(patience_s):
+                try:
+                    async with asyncio.timeout(patience_s):
+                        return await self.socket.recv()
+                except TimeoutError:
+                    return None
 
 
 @contextlib.asynccontextmanager
 async def open_session(
-    url: str, auth: str | None = None, wire: Literal["json", "msgpack"] = "json", **body: Any
+    url: str, auth: str | None = None, wire: WireName = "json", **body: Any
 ) -> AsyncIterator[Client]:
     """A session of the server at `url`, connected; ended when the block is left. `body` as `CreateSession`.
+
+    It may have to wait in line for its slot, where `Client.connect` is refused.
 
     Raises:
       ServerError: the server is full, does not know the model, or refuses the connection.
     """
-    spoken = MsgpackWire() if wire == "msgpack" else JsonWire()
+    async with await Client.create(url, body, auth, wire) as client:
+        yield client
 
-    ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", body, auth)
-    token = ticket["token"]
+
+@contextlib.contextmanager
+def _as_the_socket_says() -> Iterator[None]:
     try:
-        client = Client(url, *await _connected(url, ticket, spoken), spoken)
-        token = client.created[
-            "resume_token"
-        ]  # good as long as the session is, which the ticket's and `auth` may not be
-        try:
-            yield client
-        finally:
-            await client.socket.close()
-    finally:
-        # Only tidying up: a session or a server that is gone already must not hide why the block was left.
-        with contextlib.suppress(ServerError, OSError):
-            await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
-
-
-async def _connected(url: str, ticket: dict[str, Any], wire: Wire) -> tuple[ClientConnection, dict[str, Any]]:
-    """The socket of a ticket, and the first message that came over it."""
-    protocols = [Subprotocol(wire.subprotocol), Subprotocol(AUTH_PREFIX + ticket["token"])]
-    socket = await connect(socket_url(url, ticket), subprotocols=protocols, max_size=None, compression=None)
-    first = wire.hear(await socket.recv())
-    assert isinstance(first, dict), "frames before session.created"
-    if first["type"] != "session.created":
-        await socket.close()
-        raise ServerError(f"{first.get('code')}: {first.get('message')}")
-    return socket, first
+        yield
+    except ConnectionLost as lost:
+        assert isinstance(lost.__cause__, ConnectionClosed)
+        raise lost.__cause__ from None

@@ -1,98 +1,149 @@
-"""A stepped session for scripts: every call waits for its answer."""
+"""A session for scripts: every call waits for its answer."""
 
 import contextlib
-import itertools
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_socket
-from websockets.typing import Subprotocol
 
-from wm_jax.client.asynchronous import decode
+from wm_jax.client.dialogue import (
+    Call,
+    Deed,
+    Dial,
+    Dialogue,
+    HangUp,
+    Heard,
+    Held,
+    Listen,
+    Say,
+    Shown,
+    Talk,
+    Wait,
+    WireName,
+    session_body,
+    singles,
+    wire_named,
+)
 from wm_jax.client.recordings import record
-from wm_jax.rest import ServerError, come_back, request, socket_url
-from wm_jax.serving.protocol import AUTH_PREFIX, SUBPROTOCOL, FramesHeader, unpack_frames
+from wm_jax.serving.protocol import Mode
 
-PATIENCE = ("rate_limited", "busy")
-"""Refusals that only ask to come again later."""
-
-Held = Sequence[str]
-"""Names of keys: `KeyboardEvent.code`, as `Session.codes` lists them."""
+T = TypeVar("T")
 
 
-class Session:
-    """One session in stepped mode: the world waits for `step`, and no frame is ever lost.
+class Session(Dialogue):
+    """One session. Stepped, the world waits for `step`, which gives every frame; in realtime it plays on, `act` tells what
+    is held from now on, and `frame` shows where it is.
 
-    Attributes:
-      id: Its name on the server.
-      codes: The keys of the world.
-      fps: Frames a second at which it would be played.
-      shape: Of a frame, `(h, w, 3)`.
-      resume_token: With it `connect(url, resume=(id, token))` comes back, also after the server was started anew.
-      frame_id: Index of the next frame.
-      resumed_at: The frame at which it went on from the disk, if another server took it up; frames from there on that were
-        made before are forgotten.
+    Attributes: those of `Dialogue`.
     """
 
-    def __init__(self, url: str, ticket: dict[str, Any], auth: str | None) -> None:
-        self._url, self._auth = url, auth
-        self._numbers = itertools.count()
-        self._connect(ticket)
+    _socket: ClientConnection
+    _open: contextlib.ExitStack
 
-    def _connect(self, ticket: dict[str, Any]) -> None:
-        address, self._token = socket_url(self._url, ticket), ticket["token"]
-        protocols = [Subprotocol(SUBPROTOCOL), Subprotocol(AUTH_PREFIX + self._token)]
-        self._open = contextlib.ExitStack()
-        self._socket: ClientConnection = self._open.enter_context(
-            connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
-        )
-        created = json.loads(self._socket.recv())
-        if created["type"] != "session.created":
-            self._open.close()
-            raise ServerError(f"{created.get('code')}: {created.get('message')}")
-        world = created["session"]
-        self.id: str = world["id"]
-        self.codes: tuple[str, ...] = tuple(key["code"] for key in world["keys"])
-        self.has_mouse: bool = world["mouse"]
-        self.fps: float = world["fps"]
-        self.shape: tuple[int, int, int] = (world["height"], world["width"], 3)
-        self.resume_token: str = created["resume_token"]
-        self.frame_id: int = world["frames"]
-        self.resumed_at: int | None = world.get("resumed_at")
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        seed: int = 0,
+        prompt: int | None = None,
+        image: UInt8[np.ndarray, "h w 3"] | None = None,
+        snapshot: str | None = None,
+        resume: tuple[str, str] | None = None,
+        auth: str | None = None,
+        codec: str = "png",
+        mode: Mode = "stepped",
+        wire: WireName = "json",
+    ) -> Self:
+        """A session of the server at `url`.
+
+        Args:
+          seed: Of its dream.
+          prompt: A scene that ships with the world, by number; where it is not given the seed's.
+          image: The first frame, in the world's size, instead of a scene.
+          snapshot: Starts from one that `snapshot` made.
+          resume: Comes back to a session, by its id and resume token, instead of opening one.
+          auth: The server's secret, if it has one.
+          codec: How frames travel: png and raw lose nothing, jpeg is small, h264 (in realtime) smallest.
+          mode: "stepped" or "realtime".
+          wire: How messages travel.
+
+        Raises:
+          ServerError: the server is full, knows no such snapshot or session, or refuses the connection.
+          OSError: nobody answers there.
+        """
+        session = cls(url, auth, wire_named(wire))
+        body = session_body(mode, codec, seed, prompt, image, snapshot)
+        session._perform(session._opening(body) if resume is None else session._returning(*resume))
+        return session
 
     def step(
         self, held: Held = (), frames: int = 1, mouse: tuple[float, float] | None = None
     ) -> UInt8[np.ndarray, "t h w 3"]:
         """The next frames while these keys are held; the mouse (right and down, in heights of the frame) moves in the first.
 
+        Where it was interrupted, by a lost connection or by the keyboard, the same step again (after `resume`) goes on with
+        it and gives all of its frames, also those that had come; so does `finish`. The server makes each once.
+
         Raises:
-          ServerError: a key that the world has not, too many frames at once.
+          ServerError: a key that the world has not, too many frames at once, another step is unfinished, or the connection
+            is lost.
         """
-        number = f"{self.frame_id}-{next(self._numbers)}"
-        action: dict[str, Any] = {"held": list(held)} | ({} if mouse is None else {"mouse": list(mouse)})
-        self._send("step", step_id=number, n=frames, actions=[action])
-        made = [self._next_frame(number) for _ in range(frames)]
-        self.frame_id = made[-1][0].frame_id + 1
-        return np.stack([frame for _, frame in made])
+        return self._perform(self._stepping(held, frames, mouse))
+
+    def finish(self) -> UInt8[np.ndarray, "t h w 3"]:
+        """All frames of the step that was interrupted; see `step`.
+
+        Raises:
+          ServerError: none was, or the connection is lost.
+        """
+        return self._perform(self._finishing())
+
+    def act(self, held: Held = (), mouse: tuple[float, float] | None = None) -> str:
+        """From the next frame on these keys are held, and the mouse moves once; frames obey it from that one on whose header
+        says so: its `last_event_id` is what this returns.
+
+        Raises:
+          ServerError: the session is stepped, or the connection is lost. An input that the world has not is told by `frame`.
+        """
+        return self._perform(self._acting(held, mouse))
+
+    def frame(self) -> Shown:
+        """The newest frame that was not shown before, with its header; waits for one, passes over older ones.
+
+        Raises:
+          ServerError: the session is stepped, an action was refused, or the connection is lost.
+        """
+        return self._perform(self._seeing())
+
+    def frames(self) -> Iterator[Shown]:
+        """Frames as they come, each with its header; a caller that is slow gets fewer.
+
+        Raises:
+          ServerError: as `frame`.
+        """
+        self._check_mode("realtime", "frames")
+        while True:
+            heard = self._receive()
+            if isinstance(heard, tuple):
+                yield from singles(*heard)
 
     def reset(self, seed: int | None = None) -> None:
-        """The next frame begins anew; without a seed with the same one."""
-        self._do("control", op="reset", seed=seed)
+        """The next frame begins anew; without a seed with the same one. Frames of an unfinished step are given up."""
+        self._perform(self._restarting("reset", seed=seed))
 
     def seek(self, frame_id: int) -> int:
-        """Goes back to the newest frame that is kept up to this one, and says which.
+        """Goes back to the newest frame that is kept up to this one, and says which; an unfinished step is given up.
 
         Raises:
           ServerError: none that old is kept.
         """
-        return self._do("control", op="seek", frame=frame_id)["restored_frame"]
+        return self._perform(self._restarting("seek", frame=frame_id))["restored_frame"]
 
     def snapshot(self) -> str:
         """Writes the session to the server's disk; `connect(url, snapshot=...)` starts from it.
@@ -100,7 +151,7 @@ class Session:
         Raises:
           ServerError: the server was started without `--snapshots`.
         """
-        return self._do("session.snapshot", answer="session.snapshotted")["snapshot"]
+        return self._perform(self._asking("session.snapshot", answer="session.snapshotted"))["snapshot"]
 
     def record(self, path: str | Path, video: bool = True) -> Path:
         """Writes the session's recording so far to a file: `python serve.py WORLD --replay FILE` makes every frame again.
@@ -119,134 +170,72 @@ class Session:
         Raises:
           ServerError: every slot is taken, or none that old is kept.
         """
-        body = {} if at is None else {"at": at}
-        ticket = request("POST", f"{self._url}/v1/sessions/{self.id}/fork", body, self._auth or self._token)
-        return _seated(self._url, ticket, self._auth)
+        other = Session(self._url, self._auth, self.wire)
+        other._perform(other._beginning(self._perform(self._forking(at))))
+        return other
 
     def resume(self, patience_s: float = 30.0) -> int:
         """Comes back after the connection was lost, wherever the session is now; the frame it goes on with.
 
-        Behind a gateway that may be another server than before, which took the session up as it was last written.
+        That is the first of a step that was interrupted: the same `step` again, or `finish`, gives its frames. Behind a
+        gateway it may be another server than before, which took the session up as it was last written (`resumed_at`) and
+        goes on from there. Where that is before the step, or after frames that had not come, the step is given up.
 
         Raises:
           ServerError: the session is gone, or nobody took it up within that time.
         """
-        self._open.close()
-        until = time.monotonic() + patience_s
-        while True:
-            ticket = come_back(self._url, self.id, self.resume_token, until - time.monotonic())
-            try:
-                self._connect(ticket)
-                return self.frame_id
-            except (OSError, WebSocketException):  # that server is gone as well
-                self._open.close()
-                if time.monotonic() > until:
-                    raise
+        self._perform(self._resuming(patience_s))
+        return self.frame_id
 
     def close(self, keep: bool = False) -> None:
         """Ends the session; with `keep` it only hangs up, and the session waits to be resumed."""
-        self._open.close()
-        if not keep:
-            # Only tidying up: a session or a server that is gone already hurts nobody.
-            with contextlib.suppress(ServerError, OSError):
-                request("DELETE", f"{self._url}/v1/sessions/{self.id}", None, self.resume_token)
+        self._perform(self._closing(keep))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._perform(self._leaving())
 
     # ---- inside
 
-    def _send(self, kind: str, **fields: Any) -> None:
-        known = {name: value for name, value in fields.items() if value is not None}
-        with _open_still():
-            self._socket.send(json.dumps({"type": kind, **known}))
+    def _receive(self) -> Heard | None:
+        return self._perform(self._listening())
 
-    def _do(self, kind: str, answer: str = "ack", **fields: Any) -> dict[str, Any]:
-        """Sends an event and waits for the answer to it; where the server asks for patience, sends it again later."""
-        while True:
-            event = f"event-{next(self._numbers)}"
-            self._send(kind, event_id=event, **fields)
-            got = self._answer_to(event, answer)
-            if got["type"] == answer:
-                return got
-            if got["code"] not in PATIENCE:
-                raise ServerError(f"{got['code']}: {got['message']}")
-            time.sleep(1e-3 * got.get("retry_after_ms", 100))
+    def _perform(self, talk: Talk[T]) -> T:
+        """Does one deed after the other, and tells the talk what came of each."""
+        try:
+            deed = next(talk)
+            while True:
+                try:
+                    answer = self._do(deed)
+                except BaseException as error:  # noqa: BLE001 (thrown on, into the talk)
+                    deed = talk.throw(error)
+                else:
+                    deed = talk.send(answer)
+        except StopIteration as done:
+            return done.value
 
-    def _answer_to(self, event: str, kind: str) -> dict[str, Any]:
-        while True:
-            got = self._receive(event)
-            if isinstance(got, dict) and got["type"] in (kind, "error") and got.get("event_id") == event:
-                return got
-
-    def _next_frame(self, step_id: str) -> tuple[FramesHeader, UInt8[np.ndarray, "h w 3"]]:
-        """The next frame of this step; those of one that was interrupted are passed over."""
-        while True:
-            got = self._receive()
-            if not isinstance(got, dict) and got[0].step_id == step_id:
-                return got
-
-    def _receive(self, event: str | None = None) -> Any:
-        """A message as a dict, or a header and its frame; an error is raised, unless it is about this event."""
-        with _open_still():
-            data = self._socket.recv()
-        if isinstance(data, str):
-            message = json.loads(data)
-            if message["type"] == "error" and (event is None or message.get("event_id") != event):
-                raise ServerError(f"{message['code']}: {message['message']}")
-            return message
-        header, payloads = unpack_frames(data)
-        assert isinstance(header, FramesHeader) and header.n == 1
-        return header, decode(header, payloads[0])
+    def _do(self, deed: Deed) -> Any:
+        match deed:
+            case Call(function):
+                return function()
+            case Wait(seconds):
+                time.sleep(seconds)
+            case Dial(address, protocols):
+                self._open = contextlib.ExitStack()
+                self._socket = self._open.enter_context(
+                    connect_socket(address, subprotocols=protocols, max_size=None, compression=None)
+                )
+            case HangUp():
+                self._open.close()
+            case Say(data):
+                self._socket.send(data)
+            case Listen(patience_s):
+                try:
+                    return self._socket.recv(patience_s)
+                except TimeoutError:
+                    return None
 
 
-@contextlib.contextmanager
-def _open_still() -> Iterator[None]:
-    try:
-        yield
-    except ConnectionClosed as closed:
-        raise ServerError(f"the connection is closed ({closed}); resume with resume=(id, resume_token)") from None
-
-
-def connect(
-    url: str,
-    *,
-    seed: int = 0,
-    prompt: int | None = None,
-    snapshot: str | None = None,
-    resume: tuple[str, str] | None = None,
-    auth: str | None = None,
-    codec: str = "png",
-) -> Session:
-    """A stepped session of the server at `url`.
-
-    Args:
-      seed: Of its dream.
-      prompt: A scene that ships with the world, by number; where it is not given the seed's.
-      snapshot: Starts from one that `Session.snapshot` made.
-      resume: Comes back to a session, by its id and resume token, instead of opening one.
-      auth: The server's secret, if it has one.
-      codec: How frames travel: png and raw lose nothing, jpeg is small.
-
-    Raises:
-      ServerError: the server is full, knows no such snapshot or session, or refuses the connection.
-      OSError: nobody answers there.
-    """
-    url = url.rstrip("/")
-    if resume is not None:
-        return Session(url, come_back(url, *resume), auth)
-    init = {"seed": seed, "prompt": prompt, "snapshot": snapshot}
-    body = {"mode": "stepped", "media": {"codec": codec}, "init": {k: v for k, v in init.items() if v is not None}}
-    ticket = request("POST", f"{url}/v1/sessions", body, auth)
-    return _seated(url, ticket, auth)
-
-
-def _seated(url: str, ticket: dict[str, Any], auth: str | None) -> Session:
-    """The session of this ticket; a script does not wait in line, perhaps behind a session of its own."""
-    if ticket["status"] == "queued":
-        request("DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, ticket["token"])
-        raise ServerError("full: all slots are taken; try again later, or start the server with more --slots")
-    return Session(url, ticket, auth)
+connect = Session.connect
