@@ -65,6 +65,52 @@ def test_a_step_whose_line_was_cut_is_given_whole(server, wanted, cuts, monkeypa
             session.finish()
 
 
+def test_a_step_that_the_keyboard_interrupts_at_any_place_is_given_whole(server, wanted, monkeypatch):
+    with connect(server.url, seed=5, codec="raw") as session:
+        decode, count = session._decode, itertools.count(1)
+
+        def interrupted(*frame: Any) -> np.ndarray:
+            if next(count) == 7:
+                raise KeyboardInterrupt
+            return decode(*frame)
+
+        monkeypatch.setattr(session, "_decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.step(UP, FRAMES)
+        np.testing.assert_array_equal(session.step(UP, FRAMES), wanted[:FRAMES])
+
+
+def test_a_step_after_a_new_beginning_is_not_joined_to_frames_of_the_old_dream(server):
+    with connect(server.url, seed=5, codec="raw") as session:
+        session.step(UP, 4)
+        session.reset(seed=6)
+        session._unfinished = Step("x", tuple(UP), 8, None, 4, 4, [pixels(0)])
+        created = {**session.created, "session": {**session.created["session"], "frames": 4, "resumed_at": 4}}
+        session._know(created)  # another server took it up as it was written, perhaps before the new beginning
+        with pytest.raises(ServerError, match="finished"):
+            session.finish()
+
+
+async def listen(client: Client) -> None:
+    while True:
+        await client.receive()
+
+
+def test_a_task_that_waits_for_anything_holds_up_no_step(server, wanted):
+    async def play() -> None:
+        async with await Client.connect(server.url, seed=5, codec="raw") as client:
+            waiting = asyncio.create_task(listen(client))
+            await asyncio.sleep(0.3)
+            with pytest.raises(ServerError, match="another task waits"):
+                await client.step(UP, 3)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            np.testing.assert_array_equal(await client.step(UP, 3), wanted[:3])
+
+    asyncio.run(play())
+
+
 def test_who_goes_back_gives_up_what_was_not_finished(server, wanted, monkeypatch):
     with connect(server.url, seed=5, codec="raw") as session:
         cut(session, 5, monkeypatch)

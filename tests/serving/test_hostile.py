@@ -91,10 +91,10 @@ def test_who_stops_reading_is_cut_off_and_leaves_no_socket(server):
         client.sendall(hostile.message(json.dumps({"type": "step", "step_id": 1, "n": 64}).encode()))
         wait_until(lambda: place.session.frames > 2)
         inode, end = server_end(client)
+        assert inode in sockets() and place.connection is not None
         with end:
             assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1e3 * STALLED_S
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 200)
-        assert inode in sockets() and place.connection is not None
         wait_until(lambda: inode not in sockets())
         wait_until(lambda: place.ended == "connection lost" and server.free_slots() == 2)
 

@@ -50,6 +50,11 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
     asyncio.run_coroutine_threadsafe(lobby.release(), service.loop).result(20)
     playing = server.create()
 
+    def is_seated(**body: str) -> bool:
+        ticket = server.create(**body)
+        server.delete(ticket)
+        return ticket["status"] == "ready"
+
     def status() -> str:
         return server.http.get(f"{server.url}/v1/sessions/{waiting['session_id']}").json()["status"]
 
@@ -58,6 +63,9 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
         talk.wait_for_frames(1)
         pace._run(len(SHARES) - 1)
         talk.wait_for("status", fps=pace.wanted / 16)
+        assert is_seated(mode="realtime"), "it costs nothing: the call steps all slots anyway"
+        monkeypatch.setattr(service.batcher.engine, "size_for", lambda count: count)
+        assert is_seated(mode="stepped"), "the clock waits for the others alone"
         waiting = server.create()
         assert (waiting["status"], waiting["queue"]["position"], server.free_slots()) == ("queued", 1, 1)
         refused = server.http.post(f"{server.url}/v1/sessions", json={})

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import httpx
 import jax
 import numpy as np
 import pytest
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -489,6 +490,24 @@ def test_a_session_that_stands_still_is_written_again_when_its_file_is_gone(keep
         wait_until(lambda: place.kept_at == place.session.frames)
         file_of(keeping, ticket).unlink()
         wait_until(file_of(keeping, ticket).exists)
+    keeping.delete(ticket)
+
+
+def test_a_new_beginning_is_written_before_its_first_frame(keeping):
+    """Else whoever takes it up would go on with the old dream."""
+    ticket = keeping.create(**STEPPED)
+    with keeping.connect(ticket) as socket:
+        talk = keeping.talk(socket)
+        steps(talk, 3, 1)
+        place = keeping.service.lobby.find(ticket["session_id"])
+        wait_until(lambda: place.kept_at == place.session.frames)
+        talk.send("control", op="reset", seed=77)
+
+        def seed() -> int:
+            with safe_open(file_of(keeping, ticket), framework="numpy") as file:
+                return json.loads(file.metadata()["record"])["seed"]
+
+        wait_until(lambda: seed() == 77)
     keeping.delete(ticket)
 
 

@@ -33,6 +33,7 @@ from wm_jax.client.dialogue import (
     wire_named,
 )
 from wm_jax.client.recordings import record
+from wm_jax.rest import ServerError
 from wm_jax.serving.protocol import Mode
 from wm_jax.serving.wire import Wire
 
@@ -45,6 +46,9 @@ class Client(Dialogue):
     """An open session, of which several tasks may use one: what waits for an answer is done one after the other, and `act`
     goes out at once. An async context manager, which ends it.
 
+    In a stepped session nothing comes unasked, so that a task which waits there in `receive` or `frames` would hold up all
+    others: they are refused meanwhile.
+
     Attributes: those of `Dialogue`, and
       socket: The connection.
       messages: Those that arrived while `frames` were awaited, the newest 1,024.
@@ -56,6 +60,7 @@ class Client(Dialogue):
         super().__init__(url, auth, wire)
         self.messages: deque[dict[str, Any]] = deque(maxlen=KEPT_MESSAGES)
         self._ear = asyncio.Lock()
+        self._waits_for_anything = False
         """Held by whoever listens."""
 
     @classmethod
@@ -199,7 +204,7 @@ class Client(Dialogue):
           ConnectionClosed: the connection is lost.
         """
         with _as_the_socket_says():
-            heard = await self._listen_to(self._listening())
+            heard = await self._listen_to(self._anything())
         assert heard is not None, "listened without end"
         return heard
 
@@ -220,7 +225,18 @@ class Client(Dialogue):
 
     # ---- inside
 
+    def _anything(self) -> Talk[Heard | None]:
+        self._waits_for_anything = True
+        try:
+            return (yield from self._listening())
+        finally:
+            self._waits_for_anything = False
+
     async def _listen_to(self, talk: Talk[T]) -> T:
+        if self._waits_for_anything and self.mode == "stepped":
+            raise ServerError(
+                "busy: another task waits in receive() or frames(), and nothing comes unasked in a stepped session"
+            )
         async with self._ear:
             return await self._perform(talk)
 

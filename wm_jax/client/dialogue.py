@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
-from wm_jax.rest import ServerError, come_back, request, socket_url
+from wm_jax.rest import AGAIN_S, ServerError, come_back, request, socket_url
 from wm_jax.serving.codec import decode_image, encode
 from wm_jax.serving.protocol import AUTH_PREFIX, FramesHeader, Mode
 from wm_jax.serving.video import H264Decoder
@@ -168,6 +168,7 @@ class Dialogue:
         # Of this object alone: a step that another one left unfinished is none of its own.
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count()
         self._unfinished: Step | None = None
+        self._restarted_at = -1
         self._video: H264Decoder | None = None
         self._is_closed = True
 
@@ -222,8 +223,11 @@ class Dialogue:
         self.resumed_at: int | None = world.get("resumed_at")
         self._video = None  # a stream begins anew with its connection
         frame_id: int = world["frames"]
+        is_elsewhere = self.resumed_at == frame_id
+        if is_elsewhere and frame_id <= self._restarted_at:
+            self._unfinished = None  # that server may know nothing of the new beginning
         if self._unfinished is not None:
-            self._unfinished = self._unfinished.after_resume(frame_id, self.resumed_at == frame_id, self._new_id())
+            self._unfinished = self._unfinished.after_resume(frame_id, is_elsewhere, self._new_id())
         self.frame_id = frame_id if self._unfinished is None else self._unfinished.first
 
     def _resuming(self, patience_s: float) -> Talk[None]:
@@ -238,6 +242,7 @@ class Dialogue:
                 yield HangUp()
                 if time.monotonic() > until:
                     raise
+                yield Wait(AGAIN_S)
 
     def _forking(self, at: int | None) -> Talk[dict[str, Any]]:
         where = f"{self._url}/v1/sessions/{self.id}/fork"
@@ -287,7 +292,11 @@ class Dialogue:
             if not step.is_asked:
                 yield from self._saying("step", **step.message)
                 step.is_asked = True
-            heard = yield from self._listening(step.step_id)
+            try:
+                heard = yield from self._listening(step.step_id)
+            except BaseException:  # by the keyboard: a frame that was received may not have come as far as the step
+                step.is_asked = False
+                raise
             if isinstance(heard, dict) and heard.get("event_id") == step.step_id:
                 yield from self._answered(step, heard)
         self._unfinished = None
@@ -333,7 +342,7 @@ class Dialogue:
         """Begins anew or goes back, before the next frame; what was not finished is given up."""
         ack = yield from self._asking("control", op=op, **fields)
         self._unfinished = None
-        self.frame_id = ack["applied_at_frame"]
+        self.frame_id = self._restarted_at = ack["applied_at_frame"]
         return ack
 
     def _asking(self, kind: str, answer: str = "ack", **fields: Any) -> Talk[dict[str, Any]]:

@@ -434,10 +434,13 @@ class Batcher:
                 continue
             self.engine.seat(slot, way.known)
             ways[slot] = way.rows
+        was_calling, self._is_calling = self._is_calling, True
         for index in range(max(map(len, ways.values()), default=0)):
             rows = {slot: row[index] for slot, row in ways.items() if index < len(row)}
             chosen = self.engine.choose(rows)
+            self._launched_at = time.perf_counter()
             self.engine.step(*_controls(rows, chosen), chosen).block_until_ready()
+        self._is_calling = was_calling
 
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
         """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade.
@@ -535,7 +538,8 @@ class Batcher:
             for slot, session, turn in launch.turns
             if is_wanted(session, turn)
         ]
-        spread = self._encoders.map if len(jobs) > 1 and pixels[0].size >= LARGE else map
+        is_spread = len(jobs) > 1 and pixels[0].size >= LARGE
+        spread = self._encoders.map if is_spread else map
         for (session, turn, _), made in zip(jobs, spread(lambda job: _encoded(launch, done, *job), jobs), strict=True):
             if made is None:
                 continue
@@ -545,7 +549,7 @@ class Batcher:
             self._observe(session, turn)
         self._deliver(delivery)
         self.times.step.observe(step_s)
-        host_s = launch.host_s + time.thread_time() - done_cpu - encode_s
+        host_s = launch.host_s + time.thread_time() - done_cpu - (0.0 if is_spread else encode_s)
         self.pulse.count_frame(len(launch.turns), len(launch.chosen), step_s, encode_s, host_s)
 
     def _observe(self, session: Session, turn: Turn) -> None:

@@ -237,9 +237,13 @@ class Engine:
             drawn = self._noise.seat(slot, opening.seed, prompt)
         return self._starts[prompt.frames is not None](self._params, prompt, drawn)
 
+    def size_for(self, count: int) -> int:
+        """How many rows are stepped where so many are wanted."""
+        return next(size for size in self.sizes if size >= count)
+
     def choose(self, wanted: Collection[int]) -> Sequence[int]:
         """The slots to step so that these are: as few as there is a program for, the others among them idle."""
-        size = next(size for size in self.sizes if size >= len(wanted))
+        size = self.size_for(len(wanted))
         if size == self.slots:
             return range(self.slots)
         idle = (slot for slot in range(self.slots) if slot not in wanted)

@@ -18,7 +18,7 @@ from wm_jax.serving.events import EventLog
 from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
-from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Queue, Refusal, SessionEnded
+from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Mode, Queue, Refusal, SessionEnded
 from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import Record, Superseded
 from wm_jax.serving.tokens import Permit
@@ -162,7 +162,7 @@ class Lobby:
         """A session whose client was let in, and is not connected yet, stays so long, whatever its `linger_s`."""
         place.awaited_until = max(place.awaited_until, time.monotonic() + seconds)
 
-    def check_room(self, comes_back: bool = False) -> None:
+    def check_room(self, mode: Mode, comes_back: bool = False) -> None:
         """Passes where one session more would be seated, or could wait.
 
         Args:
@@ -172,24 +172,30 @@ class Lobby:
           Refusal: the server is full or its device too slow, it is about to stop, or its world has failed.
         """
         self.check_open()
-        if not self._has_seat(comes_back):
-            self._check_queue()
+        if not self._has_seat(mode, comes_back):
+            self._check_queue(mode)
 
-    def _check_queue(self) -> None:
+    def _check_queue(self, mode: Mode) -> None:
         if len(self._waiting) < self.config.queue:
             return
         line = f" and {self.config.queue} wait for one" if self.config.queue else ""
         text = f"all {self.config.slots} slots are taken{line}; try again later, or start the server with more --slots"
-        if self.batcher.free_slots and self.batcher.pace.is_exhausted:
+        if self.batcher.free_slots and self._costs_too_much(mode):
             text = (
                 f"the device makes {self.batcher.pace.fps:g} of {self.batcher.pace.wanted:g} frames a second and takes nobody "
                 f"more on, though slots are free{line}; try again later, or start the server with fewer --slots or a lower --fps"
             )
         raise Refusal(ErrorCode.FULL, text, retry_after_ms=5_000)
 
-    def _has_seat(self, comes_back: bool) -> bool:
+    def _costs_too_much(self, mode: Mode) -> bool:
+        """Whether the clock runs as slowly as it may, and one player more would make every frame take longer still."""
+        playing, engine = sum(place.session.is_playing for place in self._places.values()), self.batcher.engine
+        is_late = mode == "realtime" and self.batcher.pace.is_exhausted and 0 < playing < engine.slots
+        return is_late and engine.size_for(playing + 1) > engine.size_for(playing)
+
+    def _has_seat(self, mode: Mode, comes_back: bool) -> bool:
         """Whether there is a slot for one session more, and nothing that it must wait for; who comes back waits for a slot alone."""
-        must_wait = not comes_back and (bool(self._waiting) or self.batcher.pace.is_exhausted)
+        must_wait = not comes_back and (bool(self._waiting) or self._costs_too_much(mode))
         return self.batcher.free_slots > 0 and not must_wait
 
     def _check_count(self, permit: Permit) -> None:
@@ -235,9 +241,9 @@ class Lobby:
         ends_at: float | None = None,
     ) -> Place:
         self.check_open()
-        is_seated = self._has_seat(_comes_back(session)) and self.batcher.seat(session)
+        is_seated = self._has_seat(session.mode, _comes_back(session)) and self.batcher.seat(session)
         if not is_seated:
-            self._check_queue()
+            self._check_queue(session.mode)
         now = time.monotonic()
         place = Place(
             session=session,
@@ -400,9 +406,10 @@ class Lobby:
         return Queue(position=position, size=len(self._waiting), eta_s=eta_s)
 
     def _seat_next(self) -> None:
-        """Gives free slots to those who wait; while the device is too slow only to those who come back."""
-        is_slow = self.batcher.pace.is_exhausted
-        for place in [one for one in self._waiting if not is_slow or _comes_back(one.session)]:
+        """Gives free slots to those who wait; while the device is too slow for one more only to those who come back."""
+        for place in list(self._waiting):
+            if not _comes_back(place.session) and self._costs_too_much(place.session.mode):
+                continue
             if self.is_draining or not self.batcher.seat(place.session):
                 return
             self._waiting.remove(place)
@@ -472,7 +479,8 @@ class Lobby:
     async def _is_kept(self, place: Place) -> bool:
         """Whether all of it is on the disk, and marked as new: what somebody has removed there is written again."""
         assert self.keeper is not None
-        is_same = place.session.frames <= place.kept_at or self._is_elsewhere(place)
+        is_old = place.session.frames <= place.kept_at and not place.session.has_restart
+        is_same = is_old or self._is_elsewhere(place)
         return is_same and await self.keeper.touch(place.session.id, place.epoch)
 
     async def _keep(self, place: Place) -> bool:

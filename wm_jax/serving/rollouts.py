@@ -95,10 +95,14 @@ class Rollouts:
         Raises:
           Refusal: they are too long or too many, hold what this world does not read, or too many others wait; or of `begin`.
         """
-        async with self._creating:  # of two that load at once neither would have counted the other
+        self._check(body)
+        is_loaded = any(script.init.snapshot is not None for script in body.scripts)
+        # Of two that load at once neither would have counted the other; who loads nothing does not wait for the disk.
+        async with self._creating if is_loaded else contextlib.nullcontext():
             self._check(body)
             openings = await begin()
             scripts = await asyncio.to_thread(self._scripts, body, openings)  # up to a row for every frame
+            self._check(body)  # others asked meanwhile
             return self._put_in_line(body, scripts)
 
     def find(self, name: str) -> Rollout:

@@ -118,7 +118,7 @@ class Service:
         if permit is not None:
             permit.check_model(body.model or self.world.name)
         if body.init.snapshot is not None:
-            self.lobby.check_room()  # before it is loaded: a state may be large
+            self.lobby.check_room(body.mode)  # before it is loaded: a state may be large
         return self.lobby.create(body, (await self._openings([body]))[0], permit)
 
     async def _openings(self, bodies: list[CreateSession]) -> list[Opening]:
@@ -177,7 +177,7 @@ class Service:
             place = self.lobby.get(session_id)
             if place is not None:
                 return place
-            self.lobby.check_room(comes_back=True)
+            self.lobby.check_room("realtime", comes_back=True)
             record, moment, epoch = await self.keeper.claim(session_id)
             return self.lobby.resume(record, moment, resume_token, epoch)
 
@@ -224,7 +224,7 @@ class Service:
         session = place.session
         if permit is not None and not _is_of(place, permit):
             raise Refusal(ErrorCode.UNAUTHORIZED, f"this token did not open session {session.id}, another one did")
-        self.lobby.check_room()
+        self.lobby.check_room(session.mode)
         if session.source == "real":
             raise Refusal(ErrorCode.UNSUPPORTED, "this session plays the real game, which cannot be copied")
         if body.at is None:

@@ -368,6 +368,13 @@ class Session:
         return bool(self._steps) and self.failure is None and not self.outbox.is_full
 
     @property
+    def has_restart(self) -> bool:
+        """Whether its next frame does not follow from the one before: it was started anew, or went back."""
+        with self._lock:
+            work = self._steps[0] if self._steps else None
+            return self._restart is not None or (work is not None and not work.launched and work.opening is not None)
+
+    @property
     def is_to_begin(self) -> bool:
         """Whether its next frame is the first of a new dream, for which the device has more to do."""
         opening, source = self._restart, self.source
