@@ -60,8 +60,8 @@ class Client(Dialogue):
         super().__init__(url, auth, wire)
         self.messages: deque[dict[str, Any]] = deque(maxlen=KEPT_MESSAGES)
         self._ear = asyncio.Lock()
-        self._waits_for_anything = False
         """Held by whoever listens."""
+        self._waits_for_anything = False
 
     @classmethod
     async def connect(

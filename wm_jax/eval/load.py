@@ -109,13 +109,17 @@ class LoadConfig:
             raise ValueError(f"--{kinds[0]} and --{kinds[1]} are two measurements: ask for one")
         if self.plot is not None and kinds:
             raise ValueError(f"--plot draws one run, --{kinds[0]} makes several: leave one of them out")
-        is_url = self.target.startswith(("http://", "https://"))
-        if is_url and (self.processes or self.search):
+        if self.is_url and (self.processes or self.search):
             raise ValueError(f"--{kinds[0]} starts servers of its own: name a world, not a URL")
-        if is_url and (self.device is not None or self.published != Published()):
+        if self.is_url and (self.device is not None or self.published != Published()):
             raise ValueError(
                 f"{self.target} runs already: --device and the settings of published worlds are for a new server"
             )
+
+    @property
+    def is_url(self) -> bool:
+        """Whether a server that runs already is played."""
+        return self.target.startswith(("http://", "https://"))
 
 
 @dataclasses.dataclass
@@ -400,7 +404,7 @@ def withstand(config: LoadConfig) -> dict[str, Any]:
     answers: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         url = config.target.rstrip("/")
-        if not url.startswith("http"):
+        if not config.is_url:
             slots = config.slots or config.players + hostile.SEATS
             url = stack.enter_context(serving(config, slots, config.fps))
         free = request("GET", f"{url}/v1/models", auth=config.auth)["models"][0]["limits"]["slots_free"]
@@ -504,7 +508,7 @@ def run(config: LoadConfig) -> dict[str, Any]:
         return compare(config)
     if config.hostile:
         return withstand(config)
-    if config.target.startswith(("http://", "https://")):
+    if config.is_url:
         numbers, played, server = measure(config.target.rstrip("/"), config)
     else:
         began = time.perf_counter()
