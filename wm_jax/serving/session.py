@@ -96,6 +96,11 @@ class _StepWork:
     frames: list[EncodedFrame] = dataclasses.field(default_factory=list[EncodedFrame])
 
     @property
+    def beginning(self) -> Opening | None:
+        """What its next frame begins anew with; None: that frame follows from the one before it."""
+        return self.opening if self.launched == 0 else None
+
+    @property
     def is_finished(self) -> bool:
         """Whether all of its frames were made."""
         return len(self.frames) == len(self.rows)
@@ -371,8 +376,7 @@ class Session:
     def has_restart(self) -> bool:
         """Whether its next frame does not follow from the one before: it was started anew, or went back."""
         with self._lock:
-            work = self._steps[0] if self._steps else None
-            return self._restart is not None or (work is not None and not work.launched and work.opening is not None)
+            return self._restart is not None or (bool(self._steps) and self._steps[0].beginning is not None)
 
     @property
     def is_to_begin(self) -> bool:
@@ -380,7 +384,7 @@ class Session:
         opening, source = self._restart, self.source
         if self.mode == "stepped":
             work = self._steps[0] if self._steps else None
-            opening, source = (work.opening, work.source) if work and work.launched == 0 else (None, source)
+            opening, source = (work.beginning, work.source) if work else (None, source)
         return opening is not None and opening.memory is None and source == "dream"
 
     def take(self, fps: float | None = None) -> Turn | None:
@@ -463,7 +467,7 @@ class Session:
         with self._lock:
             restart = self._restart
             if self.mode == "stepped" and self._steps:
-                restart = self._steps[0].opening if self._steps[0].launched == 0 else None
+                restart = self._steps[0].beginning
             opening = restart or dataclasses.replace(self.opening, memory=memory if self.is_seated else None)
             # To whoever goes on from it, a frame of this session is none of its own.
             return Moment(dataclasses.replace(opening, back_to=None), self._next_frame, self._launched_keys)
@@ -526,7 +530,7 @@ class Session:
         turn = Turn(
             *work.rows[work.launched],
             work.source,
-            work.opening if work.launched == 0 else None,
+            work.beginning,
             self._next_frame,
             request.step_id if request.event_id is None else request.event_id,
             request.client_ts,
