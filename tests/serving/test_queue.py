@@ -64,7 +64,9 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
         pace._run(len(SHARES) - 1)
         talk.wait_for("status", fps=pace.wanted / 16)
         assert is_seated(mode="realtime"), "it costs nothing: the call steps all slots anyway"
-        monkeypatch.setattr(service.batcher.engine, "size_for", lambda count: count)
+        engine = service.batcher.engine
+        monkeypatch.setattr(engine, "choose", lambda wanted: range(engine.slots))  # before: there are no such programs
+        monkeypatch.setattr(engine, "size_for", lambda count: count)
         assert is_seated(mode="stepped"), "the clock waits for the others alone"
         waiting = server.create()
         assert (waiting["status"], waiting["queue"]["position"], server.free_slots()) == ("queued", 1, 1)
