@@ -159,7 +159,16 @@ def tiny_prompts(keys: int = 4) -> wm.Prompt:
 def serving(world: Playable[Any], params: Any, prompts: wm.Prompt, **settings: Any) -> Iterator[Server]:
     """A server of this world, ready to play; stopped as by a signal, its players told."""
     config = ServeConfig(
-        **{"port": 0, "slots": 2, "ladder": False, "drain_s": 0.2, "max_step_frames": 64, "queue": 0, **settings}
+        **{
+            "port": 0,
+            "slots": 2,
+            "ladder": False,
+            "drain_s": 0.2,
+            "max_step_frames": 64,
+            "history": 16,
+            "queue": 0,
+            **settings,
+        }
     )
     app = make_app(config, world, params, prompts)
     with bind(config) as sock:

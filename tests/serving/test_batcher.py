@@ -127,6 +127,44 @@ def test_a_lost_frame_and_what_was_launched_after_it_are_made_again(lost):
     assert batcher.pulse.failures == 1 and session.failure is None
 
 
+class SlowState:
+    """On a device from which nothing comes until the gate opens."""
+
+    def __init__(self, value: int, gate: threading.Event) -> None:
+        self.value, self.gate = value, gate
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.gate.wait(20)
+        return np.asarray(self.value)
+
+
+def test_a_device_whose_states_reach_the_host_slowly_plays_on_and_keeps_fewer(monkeypatch):
+    delivered: list[Any] = []
+    engine, gate = ForgetfulEngine(lost=-1), threading.Event()
+    monkeypatch.setattr(engine, "take", lambda slot: Memory(SlowState(engine.held, gate)))
+    batcher = Batcher(engine, Arcade("none", delivered.extend), 30.0, delivered.extend)
+    history = History(6, 5, on_device=0)
+    session = Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw", history=history)
+    session.is_connected = True
+    assert batcher.seat(session)
+    batcher.begin()
+
+    def play(frames: int, step_id: int) -> None:
+        wanted = len(delivered) + frames
+        session.ask(Step.model_validate({"type": "step", "step_id": step_id, "n": frames}))
+        batcher.wake()
+        wait_until(lambda: len(delivered) == wanted)
+
+    play(24, 1)
+    assert session.kept_frames() == [0, 5] and not batcher._mover.has_room, "two are on their way"
+    gate.set()
+    wait_until(lambda: all(isinstance(kept.memory.state, np.ndarray) for kept in history._kept))
+    wait_until(lambda: batcher._mover.has_room)
+    play(1, 2)
+    assert session.kept_frames() == [0, 5, 24], "what could not be kept is kept as soon as there is room"
+    batcher.stop()
+
+
 class StartingEngine(Engine):
     """Five slots; to begin takes longer than there is time for between two frames."""
 

@@ -5,21 +5,72 @@ import numpy as np
 import pytest
 
 import wm_jax as wm
+from tests.serving.conftest import serving, tiny_prompts, wait_until
 from wm_jax.serving import engine
-from wm_jax.serving.history import History, Memory
+from wm_jax.serving.history import History, Memory, Room, room_for
 from wm_jax.serving.session import Opening
 
 
 def test_the_newest_are_kept_and_found_at_or_before_a_frame():
     history = History(depth=3, every=5)
-    assert [frame for frame in range(12) if history.is_due(frame)] == [0, 5, 10]
     assert history.find(100) is None
-    for frame in (0, 5, 10, 15):
-        history.keep(frame, Memory(f"state {frame}"))
+    for frame in range(19):
+        if history.is_due(frame):
+            assert history.keep(frame, Memory(f"state {frame}")) is None, "all that is kept stays on the device"
     assert history.frames == [5, 10, 15]
     found = [history.find(frame) for frame in (4, 5, 9, 10, 99)]
     assert [kept and kept.frame_id for kept in found] == [None, 5, 5, 10, 15]
     assert not History(depth=0, every=1).is_due(0)
+
+
+def test_what_could_not_be_kept_in_time_is_kept_later_and_the_device_holds_the_newest_alone():
+    history, leaving = History(depth=3, every=5, on_device=1), []
+    for frame in range(24):
+        if history.is_due(frame) and frame not in (5, 6, 10):  # there was no room on the way to the host
+            leaving.append(history.keep(frame, Memory(frame)))
+    assert history.frames == [11, 15, 20]
+    assert [left and left.state for left in leaving] == [None, 0, 7, 11, 15]
+    assert (room_for(100, 16, 1e-3, 1e-3), room_for(100, 16, 1e-5, 1e-5)) == (Room(16, 10), Room(0, 0))
+    assert room_for(100, 4, 1e-3, 1e-3) == Room(4, 4)
+
+
+def test_states_too_large_for_the_device_are_kept_on_the_host():
+    """Going back, forking and a failed frame: all to the bit, as if they had stayed where they were made."""
+    raw = {"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}}
+    with serving(*wm.tiny_world(0), tiny_prompts(), history=4, history_every=5, history_mb=0.0) as server:
+        ticket = server.create(**raw)
+        session, served = server.service.lobby.find(ticket["session_id"]).session, server.service.batcher.engine
+        with server.connect(ticket) as socket:
+            talk = server.talk(socket)
+            assert talk.wait_for("session.created")["capabilities"]["kept_frames"] == 4
+            first = steps(server, talk, 23, 1)
+            wait_until(lambda: all(is_on_host(kept.memory) for kept in session._history._kept))
+            assert session.kept_frames() == [5, 10, 15, 20]
+            talk.send("control", op="seek", frame=12, event_id="back")
+            assert talk.wait_for("ack", event_id="back")["restored_frame"] == 10
+            assert steps(server, talk, 9, 2) == first[10:19]
+            fork = server.http.post(f"{server.url}/v1/sessions/{ticket['session_id']}/fork", json={"at": 25}).json()
+            with server.connect(fork) as other:
+                ahead = steps(server, server.talk(other), 12, 1)
+            held = server.service.lobby.find(fork["session_id"]).session.opening.memory
+            wait_until(lambda: is_on_host(held))
+            server.delete(fork)
+            assert ahead[:7] == first[12:19]
+            step = served.step
+
+            def broken(*asked):
+                for leaf in jax.tree.leaves(served._state):
+                    leaf.delete()
+                served.step = step  # once
+                raise RuntimeError("the device had a bad moment")
+
+            served.step = broken
+            assert steps(server, talk, 5, 3) == ahead[7:]
+            assert server.service.batcher.pulse.failures == 1 and served.recompilations == 0
+
+
+def is_on_host(memory: Memory) -> bool:
+    return all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(memory.state))
 
 
 @pytest.mark.parametrize("platforms", [(), ("cpu",)], ids=["drawn", "given"])

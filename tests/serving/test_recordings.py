@@ -132,7 +132,7 @@ def test_a_way_back_that_was_asked_for_long_before_it_came_is_replayed(server, t
     """Its state is found at once, its frame comes after all steps that wait, and meanwhile the history moves on; out of
     the real game too."""
     service = server.service
-    reach = service.lobby.kept_frames * service.config.history_every
+    reach = service.lobby.room.depth * service.config.history_every
     assert reach < 320
     ticket = server.create(**RAW, init={"seed": 5})
     with server.connect(ticket) as socket:

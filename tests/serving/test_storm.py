@@ -14,7 +14,7 @@ import wm_jax as wm
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.events import EventLog, Events
-from wm_jax.serving.history import History, Memory
+from wm_jax.serving.history import History, Memory, Mover
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import Action, Step
 from wm_jax.serving.real import Arcade
@@ -111,6 +111,15 @@ players = st.integers(0, SLOTS - 1)
 keys = st.frozensets(st.integers(0, 3))
 
 
+class AtOnce(Mover):
+    """Has moved a state when it was told to: when one is kept does not depend on threads."""
+
+    def move(self, memory: Memory | None) -> None:
+        if memory is not None:
+            self._moving += 1
+            self._move(memory)
+
+
 class Storm(RuleBasedStateMachine):
     """Drives the device loop by hand, one launch at a time, and a model of each player beside it."""
 
@@ -118,6 +127,7 @@ class Storm(RuleBasedStateMachine):
         super().__init__()
         self.delivered: list[tuple[Session, Any]] = []
         self.batcher = Batcher(engine(), Arcade("", lambda delivery: None), 15.0, self.delivered.extend)
+        self.batcher._mover = AtOnce()
         self.players: list[Player] = []
         self.seen: list[tuple[Past, bytes]] = []
         self.codes = engine().world.config.controls.codes
@@ -129,7 +139,7 @@ class Storm(RuleBasedStateMachine):
         world = engine().world.config
         session = Session(
             *(world.controls, world.fps, Outbox(None), opening),
-            mode=mode, codec="raw", history=History(DEPTH, EVERY), events=EventLog(RECORDED),
+            mode=mode, codec="raw", history=History(DEPTH, EVERY, on_device=len(self.players)), events=EventLog(RECORDED),
         )  # fmt: skip
         session.is_connected = True
         assert self.batcher.seat(session) == (len(self.players) < SLOTS)
@@ -259,6 +269,14 @@ class Storm(RuleBasedStateMachine):
             assert made[player.session.id].frame_id == frame_id
             player.shown[frame_id] = made[player.session.id].payload
             self.seen.append((past, player.shown[frame_id]))
+
+    @invariant()
+    def only_the_newest_states_stay_on_the_device(self) -> None:
+        for player in self.players:
+            history = player.session._history
+            older = history._kept[: max(0, len(history._kept) - history.on_device)]
+            leaves = jax.tree.leaves([kept.memory.state for kept in older])
+            assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
     @invariant()
     def every_slot_is_free_or_taken(self) -> None:

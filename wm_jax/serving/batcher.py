@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from wm_jax.serving.engine import Engine
-from wm_jax.serving.history import Row
+from wm_jax.serving.history import Mover, Row
 from wm_jax.serving.metrics import Times
 from wm_jax.serving.outbox import EncodedFrame
 from wm_jax.serving.pace import Pace
@@ -182,6 +182,7 @@ class Batcher:
         self._last_done = 0.0
         self._device = threading.Thread(target=self._run, name="device", daemon=True)
         self._encoder = threading.Thread(target=self._scatter_all, name="encoder", daemon=True)
+        self._mover = Mover()
         self._encoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encoder")
 
     # ---- any thread
@@ -199,6 +200,7 @@ class Batcher:
         self._launched.put(None)
         self._encoder.join()
         self._encoders.shutdown()
+        self._mover.close()
         self._arcade.close()
 
     def wake(self) -> None:
@@ -472,9 +474,9 @@ class Batcher:
                 continue
             turns.append((slot, session, turn))
             if turn.opening is not None:
-                session.begins(turn.frame_id, turn.opening)
-            if session.is_to_keep(turn.frame_id):
-                session.keep(turn.frame_id, self.engine.take(slot))
+                self._mover.move(session.begins(turn.frame_id, turn.opening))
+            if session.is_to_keep(turn.frame_id) and self._mover.has_room:
+                self._mover.move(session.keep(turn.frame_id, self.engine.take(slot)))
             session.is_launched(turn)
 
     def _beginnings(self, is_tick: bool) -> int:

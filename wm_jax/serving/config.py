@@ -47,9 +47,10 @@ class ServeConfig:
       messages_per_s: Messages a client may send, on average.
       burst: Messages a client may send at once.
       max_step_frames: Frames one `step` may ask for.
-      history: States of a session that are kept on the device, to go back to and to fork from.
+      history: States of a session that are kept, to go back to, to fork from and to begin again at after a failed frame.
       history_every: Frames from one kept state to the next.
-      history_mb: What the kept states of one session may occupy; a world with large ones keeps fewer.
+      history_mb: What those of one session may occupy on the device, the newest of them; the others are moved to the host.
+      history_host_mb: What those of one session may occupy on the host; a world with large states keeps fewer.
       snapshots: Folder in which sessions outlive this process; None: they end with it. Whoever reads it can read what
         they dreamt and go on with it.
       resume_url: Where players are told to come back to when this server stops, if others serve the same world:
@@ -90,9 +91,10 @@ class ServeConfig:
     messages_per_s: float = 240.0
     burst: int = 240
     max_step_frames: int = 256
-    history: int = 16
+    history: int = 64
     history_every: int = 15
     history_mb: float = 64.0
+    history_host_mb: float = 1024.0
     resume_url: str | None = None
     snapshots: str | None = None
     snapshot_every_s: float = 5.0
@@ -118,10 +120,10 @@ class ServeConfig:
             raise ServeConfigError(f"port is {self.port}; there are 0 (any free one) to 65535")
         if not self.messages_per_s > 0:
             raise ServeConfigError(f"messages_per_s is {self.messages_per_s}; it must be more than 0")
-        if self.history < 0 or self.history_every < 1 or not self.history_mb >= 0:
+        if self.history < 0 or self.history_every < 1 or not min(self.history_mb, self.history_host_mb) >= 0:
             raise ServeConfigError(
-                f"history is {self.history}, every {self.history_every} frames, {self.history_mb} MB: "
-                "they must be at least 0, 1 and 0"
+                f"history is {self.history}, every {self.history_every} frames, {self.history_mb} MB on the device, "
+                f"{self.history_host_mb} MB on the host: they must be at least 0, 1, 0 and 0"
             )
         if not self.snapshot_every_s > 0 or not self.snapshot_mb > 0 or not self.snapshot_age_s > 0:
             raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")

@@ -123,7 +123,7 @@ class EventLog:
     """The newest frames of one session, at most `limit` of them. Used under the session's lock.
 
     What is too old is dropped up to a frame that the session can begin with: where it began anew, or a state that it kept.
-    Up to three such states stay in the device's memory. Where there are none, all is dropped, and the log begins with the
+    Up to three such states are held. Where there are none, all is dropped, and the log begins with the
     next one.
 
     Attributes:

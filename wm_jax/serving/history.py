@@ -1,28 +1,74 @@
-"""The past of a session: its own states, kept on the device every few frames, and what was done since the newest of them.
+"""The past of a session: its own states, kept every few frames, and what was done since the newest of them.
 
 A state is there to go back to and to fork from; with what was done since, it makes every frame again, to the bit, should
-the device lose the state that all sessions share.
+the device lose the state that all sessions share. The newest stay on the device, older ones move to the host.
 """
 
 import bisect
 import dataclasses
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Bool, UInt8
 
 from wm_jax.serving.inputs import Mouse
 
+log = logging.getLogger(__name__)
 
-class Memory(NamedTuple):
-    """All that a session remembers between two frames.
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Memory:
+    """All that a session remembers between two frames. Whoever holds it shares it: it moves for all of them at once.
 
     Attributes:
-      state: A batch of one, on the device.
+      state: A batch of one, on the device or on the host, the same to the bit.
       stream: Where its noise stands, if that is drawn on the host.
     """
 
     state: Any
     stream: Any = None
+
+
+MOVING = 2
+"""States that may be on their way to the host at once: until it is there each occupies the device beside the others."""
+
+
+class Mover:
+    """Brings states from the device to the host, on a thread of its own: the device thread never waits for a copy."""
+
+    def __init__(self) -> None:
+        self._moving = 0
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "mover")
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be on its way."""
+        return self._moving < MOVING
+
+    def move(self, memory: Memory | None) -> None:
+        """Returns at once; the state, if there is one, is on the host a little later."""
+        if memory is None:
+            return
+        with self._lock:
+            self._moving += 1
+        self._thread.submit(self._move, memory)
+
+    def close(self) -> None:
+        """Ends with the copy that is being made."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _move(self, memory: Memory) -> None:
+        try:
+            memory.state = jax.device_get(memory.state)
+        except Exception:  # what was kept after a frame that failed is no state; its session forgets it
+            log.exception("a kept state could not be copied to the host")
+        finally:
+            with self._lock:
+                self._moving -= 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,28 +102,55 @@ class Kept(NamedTuple):
     memory: Memory
 
 
+class Room(NamedTuple):
+    """How many states of one session are kept.
+
+    Attributes:
+      depth: In all; 0 keeps none.
+      on_device: As many of the newest stay on the device; the rest are moved to the host.
+    """
+
+    depth: int
+    on_device: int
+
+
+def room_for(state_bytes: int, most: int, device_mb: float, host_mb: float) -> Room:
+    """The room for states of this size, of at most so many, in what one session may occupy on device and host."""
+    on_device = min(most, int(1e6 * device_mb / state_bytes))
+    return Room(min(most, on_device + int(1e6 * host_mb / state_bytes)), on_device)
+
+
 class History:
     """The newest kept states of one session. Used under the session's lock.
 
     Attributes:
       depth: How many are kept; 0 keeps none.
       every: Frames from one to the next.
+      on_device: As many of the newest stay on the device.
     """
 
-    def __init__(self, depth: int, every: int) -> None:
+    def __init__(self, depth: int, every: int, on_device: int | None = None) -> None:
+        """`on_device`: None: all of them."""
         self.depth = depth
         self.every = every
+        self.on_device = depth if on_device is None else on_device
+        self._is_owed = False
         self._kept: list[Kept] = []
 
     def is_due(self, frame_id: int) -> bool:
-        """Whether the state before this frame is one to keep."""
-        return self.depth > 0 and frame_id % self.every == 0
+        """Whether the state before this frame is one to keep, or an earlier one was, and could not be."""
+        self._is_owed |= frame_id % self.every == 0
+        return self.depth > 0 and self._is_owed
 
-    def keep(self, frame_id: int, memory: Memory) -> None:
-        """Keeps it; the oldest makes room."""
+    def keep(self, frame_id: int, memory: Memory) -> Memory | None:
+        """Keeps it, and the oldest makes room; what is to leave the device for it, if anything is."""
+        self._is_owed = False
         self.forget(frame_id - 1)
         self._kept.append(Kept(frame_id, memory))
+        does_leave = self.depth > self.on_device < len(self._kept)
+        leaving = self._kept[-1 - self.on_device].memory if does_leave else None
         self._make_room()
+        return leaving
 
     def forget(self, frame_id: int) -> None:
         """Nothing is kept that was after this frame."""
@@ -107,8 +180,12 @@ class Foreseen(History):
 
     def __init__(self, depth: int, every: int, uses: dict[int, int]) -> None:
         """`uses`: the last frame that begins with what was kept before each frame."""
-        super().__init__(depth, every)
+        super().__init__(depth, every, on_device=0)
         self._uses = uses
+
+    def is_due(self, frame_id: int) -> bool:
+        """Whether the state before this frame is one to keep: in what was recorded a state may have been kept late."""
+        return super().is_due(frame_id) or (self.depth > 0 and frame_id in self._uses)
 
     def _make_room(self) -> None:
         newest = self._kept[-1].frame_id

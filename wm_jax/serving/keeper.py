@@ -253,8 +253,10 @@ async def sound(opening: Opening) -> Opening:
     Raises:
       Refusal: it was made of such a frame.
     """
+    if opening.memory is None:
+        return opening
     try:
-        await asyncio.to_thread(jax.block_until_ready, opening.memory)
+        await asyncio.to_thread(jax.block_until_ready, opening.memory.state)
     except Exception:
         log.exception("a copy was made of a frame that failed")
         raise Refusal(ErrorCode.BUSY, "a frame failed just now; try again", retry_after_ms=1000) from None

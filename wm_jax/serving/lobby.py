@@ -15,7 +15,7 @@ from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.events import EventLog
-from wm_jax.serving.history import History
+from wm_jax.serving.history import History, room_for
 from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Mode, Queue, Refusal, SessionEnded
@@ -113,8 +113,7 @@ class Lobby:
         self.keeper = keeper
         self.batcher = batcher
         self.is_draining = False
-        # What is kept of a session, if each of its states is so large.
-        self.kept_frames = min(config.history, int(1e6 * config.history_mb / memory_bytes))
+        self.room = room_for(memory_bytes, config.history, config.history_mb, config.history_host_mb)
         self._controls = controls
         self._fps = fps
         self._places: dict[str, Place] = {}
@@ -215,6 +214,10 @@ class Lobby:
         if self.is_draining:
             raise Refusal(ErrorCode.DRAINING, "this server is about to stop", retry_after_ms=10_000)
 
+    def new_history(self) -> History:
+        """For the states of one session."""
+        return History(self.room.depth, self.config.history_every, self.room.on_device)
+
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         models.check_codec(body.media.codec, body.mode)
         return Session(
@@ -228,7 +231,7 @@ class Lobby:
             quality=body.media.quality or self.config.quality,
             max_fps=body.media.max_fps,
             max_step_frames=self.config.max_step_frames,
-            history=History(self.kept_frames, self.config.history_every),
+            history=self.new_history(),
             events=EventLog(self.config.record_frames),
         )
 

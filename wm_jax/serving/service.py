@@ -24,7 +24,6 @@ from wm_jax.serving.bodies import (
 )
 from wm_jax.serving.config import ServeConfig, ServeConfigError
 from wm_jax.serving.engine import Engine, Scenes
-from wm_jax.serving.history import History
 from wm_jax.serving.keeper import Keeper, Terms, captured, sound
 from wm_jax.serving.limits import check_secret
 from wm_jax.serving.lobby import Lobby, Place
@@ -86,7 +85,7 @@ class Service:
         known = identity(world, params, prompts, config.slots)
         self.keeper = _keeper(config, known, self.batcher)
         self.lobby = Lobby(config, self.world.controls, fps, self.batcher, engine.memory_bytes, self.keeper)
-        self.studio = Studio(known, self.batcher, fps, History(self.lobby.kept_frames, config.history_every))
+        self.studio = Studio(known, self.batcher, fps, self.lobby.new_history())
         self.rollouts = Rollouts(config, self.world.controls, self.world.image, self.studio)
 
     @contextlib.asynccontextmanager
@@ -249,7 +248,7 @@ class Service:
         return SessionCreated(
             session=models.session_info(self.world, place.session, self.lobby.status(place)),
             capabilities=models.capabilities(
-                self.world, self.config, self.sources, self.takes_image, self.lobby.kept_frames
+                self.world, self.config, self.sources, self.takes_image, self.lobby.room.depth
             ),
             role=role,
             resume_token=place.resume_token if role == "player" else None,

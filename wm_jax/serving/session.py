@@ -420,21 +420,23 @@ class Session:
             self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
             return turn
 
-    def begins(self, frame_id: int, opening: Opening) -> None:
-        """It begins anew in its slot, with this frame."""
+    def begins(self, frame_id: int, opening: Opening) -> Memory | None:
+        """It begins anew in its slot, with this frame; what it holds of that is to leave the device where it keeps none there."""
         self.is_seated = True
         self._log.begin(frame_id, opening)
+        return None if self._history.on_device else opening.memory
 
     def is_to_keep(self, frame_id: int) -> bool:
         """Whether the state before this frame is wanted by `keep`."""
         return self._history.is_due(frame_id)
 
-    def keep(self, frame_id: int, memory: Memory) -> None:
-        """Remembers what the session was just before this frame."""
+    def keep(self, frame_id: int, memory: Memory) -> Memory | None:
+        """Remembers what the session was just before this frame; what is to leave the device for it, if anything is."""
         with self._lock:
-            self._history.keep(frame_id, memory)
+            leaving = self._history.keep(frame_id, memory)
             self._events.keep(frame_id, dataclasses.replace(self.opening, memory=memory))
             self._log.begin(frame_id, dataclasses.replace(self.opening, memory=memory))
+        return leaving
 
     def is_launched(self, turn: Turn) -> None:
         """The frame of this turn is about to be made."""
