@@ -112,7 +112,7 @@ class SessionTicket(Message):
 
 
 class SessionState(Message):
-    """Answer of `GET /v1/sessions/{id}`."""
+    """Answer of `GET /v1/sessions/{id}`. `kept`: the frames that it can go back to, oldest first."""
 
     session_id: str
     status: str
@@ -122,6 +122,7 @@ class SessionState(Message):
     frames: int
     dropped: int
     seconds: float
+    kept: list[int]
 
 
 class ScriptEvent(Held):

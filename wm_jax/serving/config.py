@@ -51,6 +51,8 @@ class ServeConfig:
       history_every: Frames from one kept state to the next.
       history_mb: What those of one session may occupy on the device, the newest of them; the others are moved to the host.
       history_host_mb: What those of one session may occupy on the host; a world with large states keeps fewer.
+      history_disk: With `snapshots`: states with which a session was written there before, one every `snapshot_every_s`, that
+        stay to go back to, also in another process. They are the first to make room.
       snapshots: Folder in which sessions outlive this process; None: they end with it. Whoever reads it can read what
         they dreamt and go on with it.
       resume_url: Where players are told to come back to when this server stops, if others serve the same world:
@@ -95,6 +97,7 @@ class ServeConfig:
     history_every: int = 15
     history_mb: float = 64.0
     history_host_mb: float = 1024.0
+    history_disk: int = 24
     resume_url: str | None = None
     snapshots: str | None = None
     snapshot_every_s: float = 5.0
@@ -125,6 +128,8 @@ class ServeConfig:
                 f"history is {self.history}, every {self.history_every} frames, {self.history_mb} MB on the device, "
                 f"{self.history_host_mb} MB on the host: they must be at least 0, 1, 0 and 0"
             )
+        if self.history_disk < 0:
+            raise ServeConfigError(f"history_disk is {self.history_disk}; 0 leaves nothing there to go back to")
         if not self.snapshot_every_s > 0 or not self.snapshot_mb > 0 or not self.snapshot_age_s > 0:
             raise ServeConfigError("snapshot_every_s, snapshot_mb and snapshot_age_s must be more than 0")
         for server in self.ice_servers:

@@ -1,13 +1,15 @@
 """The past of a session: its own states, kept every few frames, and what was done since the newest of them.
 
 A state is there to go back to and to fork from; with what was done since, it makes every frame again, to the bit, should
-the device lose the state that all sessions share. The newest stay on the device, older ones move to the host.
+the device lose the state that all sessions share. The newest stay on the device, older ones move to the host; what was
+written to the disk lies there for a while longer.
 """
 
 import bisect
 import dataclasses
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -169,6 +171,71 @@ class History:
 
     def _make_room(self) -> None:
         del self._kept[: -self.depth]
+
+
+class Filed(NamedTuple):
+    """A session as it was just before one of its frames, on the disk.
+
+    Attributes:
+      epoch: How often the session had been taken up by then.
+      frame_id: That frame.
+    """
+
+    epoch: int
+    frame_id: int
+
+
+class Writing(NamedTuple):
+    """What a save makes of the states on the disk.
+
+    Attributes:
+      before: The one that was written last, and is to stay beside the new one; None: it is to make room for it.
+      filed: All that are there afterwards beside the new one, oldest first.
+      dropped: Those that are too old then.
+    """
+
+    before: Filed | None
+    filed: list[Filed]
+    dropped: list[Filed]
+
+
+class Trail:
+    """States of one session that stay on the disk: what was written of it to outlive the process, and has been replaced since.
+
+    Used by the event loop alone.
+    """
+
+    def __init__(self, depth: int, filed: Sequence[Filed] = (), newest: Filed | None = None) -> None:
+        """`filed`: what is there already; `newest`: what was written last, by whichever server."""
+        self._depth = depth
+        self._filed = [*filed]
+        self._newest = newest
+
+    def next(self, frame_id: int) -> Writing:
+        """What writing the session as it is before this frame makes of them."""
+        is_other = self._depth > 0 and self._newest is not None and self._newest.frame_id < frame_id
+        before = self._newest if is_other else None
+        filed = self._filed if before is None else [*self._filed, before]
+        cut = max(0, len(filed) - self._depth)
+        return Writing(before, filed[cut:], filed[:cut])
+
+    def follow(self, writing: Writing, newest: Filed | None) -> None:
+        """It was written; `newest`: None where it holds no state to go back to."""
+        self._filed, self._newest = writing.filed, newest
+
+    def find(self, frame_id: int) -> Filed | None:
+        """The newest at or before this frame."""
+        place = bisect.bisect_right(self._filed, frame_id, key=lambda filed: filed.frame_id)
+        return self._filed[place - 1] if place else None
+
+    def drop(self, filed: Filed) -> None:
+        """It is not there any more."""
+        self._filed = [one for one in self._filed if one != filed]
+
+    @property
+    def frames(self) -> list[int]:
+        """Where one can go back to, oldest first."""
+        return [filed.frame_id for filed in self._filed]
 
 
 class Foreseen(History):

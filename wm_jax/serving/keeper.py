@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
+from wm_jax.serving.history import Filed, Kept, Trail
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import LOOK_S, LOOKS, PREFIX, Record, SnapshotStore
@@ -21,6 +22,8 @@ from wm_jax.serving.tokens import Permit
 log = logging.getLogger(__name__)
 
 CAPTURE_S = 5.0
+RECALL_S = 5.0
+"""How long a player waits for a state that lies on the disk; meanwhile the keys of that one do not count."""
 
 MAX_QUEUED = 8
 """Sessions that may wait to be written."""
@@ -79,7 +82,7 @@ class Keeper:
           Refusal: the session has ended, plays the real game, or the device is busy.
           OSError: the disk is full or broken.
         """
-        return (await self._save(session.id, session, terms, epoch))[1].frame_id
+        return (await self._save(session.id, session, terms, epoch, session.trail))[1].frame_id
 
     async def snapshot(self, session: Session, terms: Terms) -> tuple[str, Record, int]:
         """Writes a session under a new name that any number of others may start from: name, record, bytes.
@@ -134,6 +137,19 @@ class Keeper:
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired", param="init.snapshot")
         return await self._read(self._store.load, name)
 
+    async def recall(self, session_id: str, filed: Filed) -> Kept:
+        """What a session remembered before one of its frames, from the disk.
+
+        Raises:
+          Refusal: it is not there any more, or the disk is too slow.
+        """
+        try:
+            memory = await asyncio.wait_for(self._read(self._store.recall, session_id, filed), RECALL_S)
+        except TimeoutError:
+            text = f"the server's disk is too slow to go back to frame {filed.frame_id} now; try again"
+            raise Refusal(ErrorCode.BUSY, text, param="frame", retry_after_ms=10_000) from None
+        return Kept(filed.frame_id, memory)
+
     def forget(self, session_id: str, epoch: int = 0) -> None:
         """The session has ended: nobody may come back to it. Its file goes when the disk has time; `settle` waits for that."""
         if self._queued[session_id]:
@@ -187,26 +203,33 @@ class Keeper:
             self._listing = None
             return await self._read(self._store.names)
 
-    async def _save(self, name: str, session: Session, terms: Terms, epoch: int = 0) -> tuple[int, Record]:
+    async def _save(
+        self, name: str, session: Session, terms: Terms, epoch: int = 0, trail: Trail | None = None
+    ) -> tuple[int, Record]:
         if self._queued.total() >= MAX_QUEUED:
             raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
         self._queued[name] += 1
         try:
-            return await self._save_next(name, session, terms, epoch)
+            return await self._save_next(name, session, terms, epoch, trail or Trail(0))
         finally:
             _count_down(self._queued, name)
             if name not in self._queued:
                 self._over.discard(name)
 
-    async def _save_next(self, name: str, session: Session, terms: Terms, epoch: int) -> tuple[int, Record]:
+    async def _save_next(
+        self, name: str, session: Session, terms: Terms, epoch: int, trail: Trail
+    ) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
-            record = self._record(session, terms, moment)
+            writing = trail.next(moment.frame_id)
+            record = self._record(session, terms, moment, writing.filed)
             if name in self._over:
                 raise _no_session()
-            return await self._write(self._store.save, name, record, moment, epoch), record
+            size = await self._write(self._store.save, name, record, moment, epoch, writing)
+            trail.follow(writing, None if moment.opening.memory is None else Filed(epoch, moment.frame_id))
+            return size, record
 
-    def _record(self, session: Session, terms: Terms, moment: Moment) -> Record:
+    def _record(self, session: Session, terms: Terms, moment: Moment, filed: list[Filed]) -> Record:
         opening, memory = moment.opening, moment.opening.memory
         return Record(
             world=self._store.world,
@@ -226,6 +249,7 @@ class Keeper:
             held=[bool(key) for key in moment.keys],
             is_fork=session.opening.memory is not None,
             stream=None if memory is None else memory.stream,
+            past=[(one.epoch, one.frame_id) for one in filed],
         )
 
 

@@ -15,7 +15,7 @@ from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.events import EventLog
-from wm_jax.serving.history import History, room_for
+from wm_jax.serving.history import Filed, History, Kept, Trail, room_for
 from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Mode, Queue, Refusal, SessionEnded
@@ -144,6 +144,8 @@ class Lobby:
         session = self._session(body, dataclasses.replace(moment.opening, memory=None))
         session.stride = record.stride
         session.go_on(record.session_id, moment, record.is_fork)
+        newest = None if moment.opening.memory is None else Filed(epoch, moment.frame_id)
+        session.trail = Trail(self.config.history_disk, [Filed(*one) for one in record.past], newest)
         place = self._seat(session, record.linger_s, resume_token, record.permit, record.ends_at)
         place.epoch = epoch
         place.was_connected = True
@@ -220,7 +222,7 @@ class Lobby:
 
     def _session(self, body: CreateSession, opening: Opening) -> Session:
         models.check_codec(body.media.codec, body.mode)
-        return Session(
+        session = Session(
             self._controls,
             self._fps,
             Outbox(None if body.mode == "stepped" else self.config.credit_window, self.batcher.wake),
@@ -234,6 +236,8 @@ class Lobby:
             history=self.new_history(),
             events=EventLog(self.config.record_frames),
         )
+        session.trail = Trail(self.config.history_disk)
+        return session
 
     def _seat(
         self,
@@ -327,7 +331,25 @@ class Lobby:
             frames=session.frames,
             dropped=session.outbox.dropped,
             seconds=round(time.monotonic() - session.started_at, 3),
+            kept=session.kept_frames(),
         )
+
+    async def recall(self, place: Place, frame_id: int) -> Kept | None:
+        """What going back to that frame needs from the disk; None: nothing, or nothing that old is there.
+
+        Raises:
+          Refusal: the disk is too slow.
+        """
+        session = place.session
+        while self.keeper is not None and (filed := session.filed_at(frame_id)) is not None:
+            try:
+                return await self.keeper.recall(session.id, filed)
+            except Refusal as refusal:
+                if refusal.code != ErrorCode.UNKNOWN_SNAPSHOT:
+                    raise
+                log.info("%s", refusal.message, extra=place.named)
+                session.trail.drop(filed)
+        return None
 
     def end(self, place: Place, reason: str, code: CloseCode = CloseCode.NORMAL) -> None:
         """Ends a session: its slot is free at once, its client is told."""

@@ -237,9 +237,8 @@ def _lines(events: Events, codes: Sequence[str], files: dict[str, bytes]) -> Ite
     for chapter in events.chapters:
         opening = chapter.opening
         image = name("image", opening.image, ".png", lambda opening=opening: encode(opening.image, "png", 100))
-        state = None if opening.memory is None else opening.memory.state
         bare = dataclasses.replace(opening, image=None)
-        memory = name("memory", state, ".safetensors", lambda bare=bare: save(arrays_of(bare)))
+        memory = name("memory", opening.memory, ".safetensors", lambda bare=bare: save(arrays_of(bare)))
         yield Begin(
             frame=chapter.first,
             source=chapter.source,

@@ -229,7 +229,7 @@ class Service:
         if body.at is None:
             opening = (await captured(self.batcher.capture(session))).opening
         else:
-            opening = await sound(session.opening_at(body.at))
+            opening = await sound(session.opening_at(body.at, await self.lobby.recall(place, body.at)))
         mode = session.mode if body.mode is None else body.mode
         media = body.media or Media(codec=session.codec, quality=session.quality)
         asked = CreateSession(mode=mode, media=media, linger_s=body.linger_s)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool
 
 from wm_jax.serving.events import EventLog, Events, Piece
-from wm_jax.serving.history import History, Kept, Log, Memory, Opening, Row, Stretch
+from wm_jax.serving.history import Filed, History, Kept, Log, Memory, Opening, Row, Stretch, Trail
 from wm_jax.serving.inputs import Input, InputReader, Mouse, moved
 from wm_jax.serving.outbox import EncodedFrame, Outbox
 from wm_jax.serving.protocol import Action, Codec, Error, ErrorCode, EventId, Mode, Refusal, Source, Step
@@ -118,6 +118,7 @@ class Session:
       wants_pixels: Its connection encodes its frames, those that it sends.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
       viewers: The outboxes of its spectators.
+      trail: What lies on the disk of its past; the event loop's alone.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Session:
         self.failure: ErrorCode | None = None
         self.viewers: list[Outbox] = []
         self.started_at = time.monotonic()
+        self.trail = Trail(0)
         self._history = history or History(0, 1)
         self._log = Log()
         self._events = events or EventLog(0)
@@ -291,16 +293,25 @@ class Session:
             self._mouse = self._still
             return self.next_frame
 
-    def seek(self, frame_id: int, event_id: EventId | None = None) -> tuple[int, int]:
+    def filed_at(self, frame_id: int) -> Filed | None:
+        """Where on the disk the newest memory kept at or before this frame lies; None: it need not be read, or is nowhere."""
+        with self._lock:
+            is_at_hand = self._history.find(frame_id) is not None
+        return None if is_at_hand else self.trail.find(frame_id)
+
+    def seek(self, frame_id: int, event_id: EventId | None = None, recalled: Kept | None = None) -> tuple[int, int]:
         """Goes back to the newest memory kept at or before this frame; the next frame to be made, and the one gone back to.
 
         Frames go on being counted: what follows has numbers of its own, and what was left can be gone back to as well.
+
+        Args:
+          recalled: What was read from the disk, where `filed_at` said so.
 
         Raises:
           Refusal: none that old is kept, or none at all.
         """
         with self._lock:
-            kept = self._find(frame_id, event_id)
+            kept = self._find(frame_id, event_id, recalled)
             self._restart = dataclasses.replace(self.opening, memory=kept.memory, back_to=kept.frame_id)
             self._mouse = self._still
             return self.next_frame, kept.frame_id
@@ -308,16 +319,16 @@ class Session:
     def kept_frames(self) -> list[int]:
         """Frames that one can go back to, oldest first."""
         with self._lock:
-            return self._history.frames
+            return self._known_frames()
 
-    def opening_at(self, frame_id: int) -> Opening:
+    def opening_at(self, frame_id: int, recalled: Kept | None = None) -> Opening:
         """What another session starts from to be this one as it was at the newest kept frame up to this one.
 
         Raises:
           Refusal: none that old is kept, or none at all.
         """
         with self._lock:
-            return dataclasses.replace(self.opening, memory=self._find(frame_id, None).memory)
+            return dataclasses.replace(self.opening, memory=self._find(frame_id, None, recalled).memory)
 
     def pause(self, wanted: bool) -> None:
         """Stops the media clock, or lets it run on; where the mouse was moved to meanwhile is forgotten."""
@@ -476,13 +487,16 @@ class Session:
 
     # ---- inside
 
-    def _find(self, frame_id: int, event_id: EventId | None) -> Kept:
+    def _known_frames(self) -> list[int]:
+        return sorted({*self.trail.frames, *self._history.frames})
+
+    def _find(self, frame_id: int, event_id: EventId | None, recalled: Kept | None = None) -> Kept:
         if self.source == "real":
             text = "this session plays the real game, which cannot go back; switch it to the dream first"
             raise Refusal(ErrorCode.UNSUPPORTED, text, param="frame", event_id=event_id)
-        kept = self._history.find(frame_id)
+        kept = self._history.find(frame_id) or recalled
         if kept is None:
-            known = ", ".join(map(str, self._history.frames)) or "none"
+            known = ", ".join(map(str, self._known_frames())) or "none"
             text = f"frame {frame_id} is not kept any more; one can go back to {known}"
             raise Refusal(ErrorCode.UNSUPPORTED, text, param="frame", event_id=event_id)
         return kept

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wm_jax.export.programs import bare_shapes
-from wm_jax.serving.history import Memory
+from wm_jax.serving.history import Filed, Memory, Writing
 from wm_jax.serving.protocol import Codec, ErrorCode, Mode, Refusal
 from wm_jax.serving.session import Moment, Opening
 from wm_jax.serving.tokens import Permit
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+PAST = ".past"
+"""Of files like those, with a state that a session had before the one under its name."""
 OWNER = f"{socket.gethostname().replace('.', '-')}.{os.getpid()}"
 """In the names of half-written files: of all servers that share a folder, the one that writes."""
 
@@ -69,6 +71,7 @@ class Record(BaseModel):
       held: Keys held before that, in the world's own order.
       is_fork: Whether it began as another one's copy, so that a reset cannot begin at the seed.
       stream: Where its noise stands, if that is drawn on the host.
+      past: Epochs and frames of earlier states that lie beside it, oldest first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +94,7 @@ class Record(BaseModel):
     held: list[bool]
     is_fork: bool
     stream: dict[str, Any] | None
+    past: list[tuple[int, int]] = []
 
 
 def fingerprint(world: Playable[Any], params: Params) -> str:
@@ -108,10 +112,12 @@ class Found(NamedTuple):
 
     Attributes:
       is_played: It is the only copy of a session that somebody plays.
+      is_whole: It is a session or a snapshot, not a state that a session had before.
       is_session: It is a session's, not a snapshot that was asked for.
     """
 
     is_played: bool
+    is_whole: bool
     is_session: bool
     saved_at: float
     size: int
@@ -149,8 +155,11 @@ class SnapshotStore:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_abandoned()
 
-    def save(self, name: str, record: Record, moment: Moment, epoch: int = 0) -> int:
+    def save(self, name: str, record: Record, moment: Moment, epoch: int = 0, writing: Writing | None = None) -> int:
         """Writes a session, whole or not at all; the bytes it takes.
+
+        Args:
+          writing: What becomes of its earlier states; None: they are replaced.
 
         Raises:
           Superseded: a later epoch of it is there.
@@ -166,6 +175,9 @@ class SnapshotStore:
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             size = partial.stat().st_size
+            if writing is not None and writing.before is not None:
+                with contextlib.suppress(OSError):  # it is not there any more, or the disk has no links
+                    os.link(path, self._past(name, writing.before))
             partial.replace(path)
             try:
                 self._check_newest(name, epoch)
@@ -174,6 +186,9 @@ class SnapshotStore:
                 raise
         finally:
             partial.unlink(missing_ok=True)
+        for filed in writing.dropped if writing is not None else ():
+            with contextlib.suppress(OSError):
+                self._past(name, filed).unlink(missing_ok=True)
         return size
 
     def claim(self, name: str) -> int:
@@ -202,7 +217,7 @@ class SnapshotStore:
         Raises:
           Refusal: there is none of that name, or one that is broken or of another world.
         """
-        with self._opened(name) as file:
+        with self._opened(lambda: self._open(name)) as file:
             return self._record(name, file)
 
     def load(self, name: str) -> tuple[Record, Moment]:
@@ -211,17 +226,27 @@ class SnapshotStore:
         Raises:
           Refusal: as `read`, or its arrays are not those of this world.
         """
-        with self._opened(name) as file:
-            record = self._record(name, file)
-            arrays = {key: file.get_tensor(key) for key in list(file.keys())}
-        opening = self._opening(name, record, arrays)
-        return record, Moment(opening, record.frame_id, np.asarray(record.held, bool))
+        return self._load(name, lambda: self._open(name))
+
+    def recall(self, name: str, filed: Filed) -> Memory:
+        """A state that a session had before.
+
+        Raises:
+          Refusal: it is not there any more, or broken.
+        """
+        memory = self._load(name, lambda: self._open_past(name, filed))[1].opening.memory
+        if memory is None:
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"frame {filed.frame_id} of session {name} holds no state")
+        return memory
 
     def forget(self, name: str, epoch: int = 0) -> None:
         """There is none of that name any more, unless another server has taken it up since."""
         with contextlib.suppress(OSError):
             for known in range(epoch + 1):  # a server that slept may have written an earlier one again
                 self._path(name, known).unlink(missing_ok=True)
+            if not self._epochs(name):
+                for past in self._folder.glob(f"{name}.*{PAST}"):
+                    past.unlink(missing_ok=True)
 
     def touch(self, name: str, epoch: int = 0) -> bool:
         """It is as good as written now; False: it is not there, or cannot be marked, and is to be written again."""
@@ -275,7 +300,12 @@ class SnapshotStore:
                 # Who asks for snapshot after snapshot drives out snapshots, not the sessions of others.
                 is_session = not name.startswith(PREFIX)
                 is_played = name in played or (is_session and is_young)
-                yield Found(is_played, is_session, status.st_mtime, status.st_size, path)
+                yield Found(is_played, True, is_session, status.st_mtime, status.st_size, path)
+        for path in self._folder.glob(f"*{PAST}"):
+            with contextlib.suppress(FileNotFoundError):
+                if NAME.fullmatch(path.name.partition(".")[0]):
+                    status = path.stat()
+                    yield Found(False, False, True, status.st_mtime, status.st_size, path)
 
     def _warn_if_full(self, size: int) -> None:
         """Says once that what may not be removed is more than the folder may hold, and again after there was room."""
@@ -292,6 +322,9 @@ class SnapshotStore:
         if not NAME.fullmatch(name):
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
         return self._folder / f"{name}.{epoch}{SUFFIX}" if epoch else self._folder / f"{name}{SUFFIX}"
+
+    def _past(self, name: str, filed: Filed) -> Path:
+        return self._path(name, filed.epoch).with_suffix(f".{filed.frame_id}{PAST}")
 
     def _epochs(self, name: str) -> list[int]:
         """The epochs of a session that are on the disk."""
@@ -326,12 +359,25 @@ class SnapshotStore:
                         path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[Any]:
+    def _opened(self, opens: Callable[[], Any]) -> Iterator[Any]:
         try:
-            with self._open(name) as file:
+            with opens() as file:
                 yield file
         except (SafetensorError, OSError) as error:
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"the snapshot is broken ({error})") from None
+
+    def _load(self, name: str, opens: Callable[[], Any]) -> tuple[Record, Moment]:
+        with self._opened(opens) as file:
+            record = self._record(name, file)
+            arrays = {key: file.get_tensor(key) for key in list(file.keys())}
+        opening = self._opening(name, record, arrays)
+        return record, Moment(opening, record.frame_id, np.asarray(record.held, bool))
+
+    def _open_past(self, name: str, filed: Filed) -> Any:
+        path = self._past(name, filed)
+        if path.is_symlink() or not path.is_file():
+            raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"frame {filed.frame_id} of session {name} is not there any more")
+        return safe_open(path, framework="numpy")
 
     def _open(self, name: str) -> Any:
         """The newest file of that name: while it is looked for, it may be taken up and get another."""

@@ -39,12 +39,12 @@ class Spectator(Connection):
     def _hear(self) -> None:
         """What a spectator says keeps no session alive."""
 
-    def _handle(self, message: ClientMessage) -> None:
+    async def _handle(self, message: ClientMessage) -> None:
         if not isinstance(message, Ping | Pong | FrameAck):
             text = f"this is a spectator's connection, which may send ping, pong and frame.ack, not {message.type}"
             event_id = getattr(message, "event_id", None)
             raise Refusal(ErrorCode.READ_ONLY, text, event_id=event_id)
-        super()._handle(message)
+        await super()._handle(message)
 
 
 async def _cannot_save() -> NoReturn:

@@ -212,7 +212,7 @@ class Connection:
                 if too_soon is not None and not isinstance(self._newest, FrameAck | None):
                     raise too_soon
                 if self._newest is not None:
-                    self._handle(self._newest)
+                    await self._handle(self._newest)
                 self._bad_in_a_row = 0
             except Refusal as refusal:
                 self._refuse(refusal)
@@ -259,7 +259,7 @@ class Connection:
                 )
         self._outbox.put(error_message(refusal))
 
-    def _handle(self, message: ClientMessage) -> None:
+    async def _handle(self, message: ClientMessage) -> None:
         session = self._session
         match message:
             case Action():
@@ -271,7 +271,7 @@ class Connection:
                 self._ack(message.step_id, session.ask(message))
                 self._lobby.batcher.wake()
             case Control(op="seek"):
-                self._ack(message.event_id, *self._seek(message))
+                self._ack(message.event_id, *await self._seek(message))
                 self._lobby.batcher.wake()
             case Control():
                 self._ack(message.event_id, self._control(message))
@@ -299,13 +299,18 @@ class Connection:
         if event_id is not None:
             self._outbox.put(Ack(event_id=event_id, applied_at_frame=frame, restored_frame=restored))
 
-    def _seek(self, message: Control) -> tuple[int, int]:
+    async def _seek(self, message: Control) -> tuple[int, int]:
         if message.frame is None:
             raise Refusal(
                 ErrorCode.BAD_MESSAGE, "seek needs the frame to go back to", param="frame", event_id=message.event_id
             )
         self._check_restarts(message.event_id)
-        return self._session.seek(message.frame, message.event_id)
+        try:
+            recalled = await self._lobby.recall(self._place, message.frame)
+        except Refusal as refusal:
+            refusal.event_id = message.event_id
+            raise
+        return self._session.seek(message.frame, message.event_id, recalled)
 
     def _begin_snapshot(self, event_id: EventId | None) -> None:
         if self._saving is not None and not self._saving.done():
