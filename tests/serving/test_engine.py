@@ -172,7 +172,7 @@ def run_in(
     for index, row in enumerate(keys):
         one = stepped(engine, chosen[index // 3], companies[index // 3], row)
         seen += [one[slot] for slot in sorted(one)]
-    return seen + [np.asarray(leaf) for slot in range(3) for leaf in jax.tree.leaves(engine.take(slot))]
+    return seen + [np.asarray(leaf) for slot in range(3) for leaf in jax.tree.leaves(engine.take(slot).state)]
 
 
 def stepped(engine: Engine, chosen, company: set[int], row: np.ndarray) -> dict[int, np.ndarray]:

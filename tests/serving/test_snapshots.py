@@ -612,7 +612,11 @@ class Killable:
         while True:
             assert self._process.poll() is None, "the server ended"
             try:
-                if httpx.get(f"{self.url}/readyz").json()["ready"]:
+                answer = httpx.get(f"{self.url}/readyz").json()
+                if answer["status"] == "failed":
+                    self.kill()
+                    raise AssertionError(answer)
+                if answer["ready"]:
                     return
             except httpx.TransportError:
                 pass

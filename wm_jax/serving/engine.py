@@ -167,7 +167,9 @@ class Engine:
             for slot in chosen:
                 self.seat(slot, Opening(slot))
             frames = [self._rehearse(slots, chosen)[-rows:] for _ in range(REHEARSED)]
-            seen.append([*frames, *(np.asarray(leaf) for slot in chosen for leaf in jax.tree.leaves(self.take(slot)))])
+            seen.append(
+                [*frames, *(np.asarray(leaf) for slot in chosen for leaf in jax.tree.leaves(self.take(slot).state))]
+            )
         is_exact = all(np.array_equal(one, other, equal_nan=True) for one, other in zip(*seen, strict=True))
         if not is_exact:
             log.info("no batch of %d: its frames would differ in rounding from those of %d", rows, self.slots)
