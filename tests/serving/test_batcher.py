@@ -19,7 +19,7 @@ from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.engine import Engine
-from wm_jax.serving.history import History, Memory
+from wm_jax.serving.history import Foreseen, History, Memory
 from wm_jax.serving.lobby import Lobby
 from wm_jax.serving.outbox import MAX_STEPPED_FRAMES, EncodedFrame, Outbox, Sending, Spent
 from wm_jax.serving.protocol import Refusal, Step
@@ -271,6 +271,31 @@ class LargeEngine(StartingEngine):
 
     def step(self, controls, active, chosen=None):
         return np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 256, 256, 3))
+
+
+def test_states_that_are_due_at_once_are_copied_one_after_the_other_and_all_in_their_turn(monkeypatch):
+    engine, copied = StartingEngine(), [0]
+    monkeypatch.setattr(engine, "start_s", 0.0)
+
+    def take(slot: int) -> Memory:
+        copied[-1] += 1
+        return Memory(slot)
+
+    monkeypatch.setattr(engine, "take", take)
+    batcher = Batcher(engine, Arcade("none", print), 100.0, print)
+    sessions = [Session(KEYS, 100.0, Outbox(None), Opening(0), history=History(9, 3)) for _ in range(4)]
+    foreseen = Session(KEYS, 100.0, Outbox(None), Opening(0), history=Foreseen(9, 3, {31: 50}))
+    for session in (*sessions, foreseen):
+        session.is_connected = True
+        assert batcher.seat(session)
+    for _ in range(40):
+        batcher._launch(is_tick=True)
+        copied.append(0)
+    assert max(copied) == 1, "of five slots one is copied before each frame"
+    for session in sessions:
+        kept = session.kept_frames()
+        assert len(kept) >= 7 and max(np.diff(kept)) <= 3 + 5, "whoever waits longest comes first"
+    assert foreseen.kept_frames() == [31], "what will be gone back to is kept when it was"
 
 
 def test_large_frames_are_encoded_at_the_same_time_and_one_that_cannot_be_fails_alone(monkeypatch):

@@ -15,18 +15,20 @@ def test_the_newest_are_kept_and_found_at_or_before_a_frame():
     history = History(depth=3, every=5)
     assert history.find(100) is None
     for frame in range(19):
-        if history.is_due(frame):
+        if history.lateness(frame) == 0:
             assert history.keep(frame, Memory(f"state {frame}")) is None, "all that is kept stays on the device"
     assert history.frames == [5, 10, 15]
     found = [history.find(frame) for frame in (4, 5, 9, 10, 99)]
     assert [kept and kept.frame_id for kept in found] == [None, 5, 5, 10, 15]
-    assert not History(depth=0, every=1).is_due(0)
+    assert History(depth=0, every=1).lateness(0) is None
 
 
 def test_what_could_not_be_kept_in_time_is_kept_later_and_the_device_holds_the_newest_alone():
     history, leaving = History(depth=3, every=5, on_device=1), []
     for frame in range(24):
-        if history.is_due(frame) and frame not in (5, 6, 10):  # there was no room on the way to the host
+        late = history.lateness(frame)
+        if late is not None and frame not in (5, 6, 10):  # there was no room on the way to the host
+            assert late == {7: 2, 11: 1}.get(frame, 0)
             leaving.append(history.keep(frame, Memory(frame)))
     assert history.frames == [11, 15, 20]
     assert [left and left.state for left in leaving] == [None, 0, 7, 11, 15]

@@ -127,7 +127,7 @@ class Storm(RuleBasedStateMachine):
         super().__init__()
         self.delivered: list[tuple[Session, Any]] = []
         self.batcher = Batcher(engine(), Arcade("", lambda delivery: None), 15.0, self.delivered.extend)
-        self.batcher._mover = AtOnce()
+        self.batcher._mover, self.batcher._copies = AtOnce(), SLOTS
         self.players: list[Player] = []
         self.seen: list[tuple[Past, bytes]] = []
         self.codes = engine().world.config.controls.codes

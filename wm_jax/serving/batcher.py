@@ -46,6 +46,9 @@ LARGE = 3 * 256 * 256
 MAX_FAILURES = 3
 """So many frames one after the other may fail before the engine is taken for broken."""
 
+COPIED = 1 / 8
+"""Of how many slots the states are copied before one frame at most: players who began together would all wait for the copies of all."""
+
 Delivery = list[tuple[Session, EncodedFrame]]
 
 
@@ -183,6 +186,7 @@ class Batcher:
         self._device = threading.Thread(target=self._run, name="device", daemon=True)
         self._encoder = threading.Thread(target=self._scatter_all, name="encoder", daemon=True)
         self._mover = Mover()
+        self._copies = math.ceil(engine.slots * COPIED)
         self._encoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encoder")
 
     # ---- any thread
@@ -475,9 +479,21 @@ class Batcher:
             turns.append((slot, session, turn))
             if turn.opening is not None:
                 self._mover.move(session.begins(turn.frame_id, turn.opening))
-            if session.is_to_keep(turn.frame_id) and self._mover.has_room:
-                self._mover.move(session.keep(turn.frame_id, self.engine.take(slot)))
+        self._keep_some(turns)
+        for _, session, turn in turns:
             session.is_launched(turn)
+
+    def _keep_some(self, turns: list[tuple[int, Session, Turn]]) -> None:
+        """Copies the states that are due, a few before each frame: of those first whose sessions wait longest for it."""
+        due: list[tuple[float, int, Session, Turn]] = []
+        for slot, session, turn in turns:
+            late = session.lateness(turn.frame_id)
+            if late is not None and (late == math.inf or self._mover.has_room or not session.moves_states):
+                due.append((late, slot, session, turn))
+        due.sort(key=lambda one: one[0], reverse=True)
+        for count, (late, slot, session, turn) in enumerate(due):
+            if count < self._copies or late == math.inf:
+                self._mover.move(session.keep(turn.frame_id, self.engine.take(slot)))
 
     def _beginnings(self, is_tick: bool) -> int:
         """How many dreams may begin now: as many as there is time for until the next tick, and with a tick one at least."""

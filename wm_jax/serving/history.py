@@ -8,6 +8,7 @@ written to the disk lies there for a while longer.
 import bisect
 import dataclasses
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,17 +137,21 @@ class History:
         self.depth = depth
         self.every = every
         self.on_device = depth if on_device is None else on_device
-        self._is_owed = False
+        self._owed_since: int | None = None
         self._kept: list[Kept] = []
 
-    def is_due(self, frame_id: int) -> bool:
-        """Whether the state before this frame is one to keep, or an earlier one was, and could not be."""
-        self._is_owed |= frame_id % self.every == 0
-        return self.depth > 0 and self._is_owed
+    def lateness(self, frame_id: int) -> float | None:
+        """How many frames ago a state was to be kept and could not be; 0: the one before this frame is; None: none is.
+
+        Infinity where it must be this one.
+        """
+        if self._owed_since is None and frame_id % self.every == 0:
+            self._owed_since = frame_id
+        return None if self._owed_since is None or not self.depth else frame_id - self._owed_since
 
     def keep(self, frame_id: int, memory: Memory) -> Memory | None:
         """Keeps it, and the oldest makes room; what is to leave the device for it, if anything is."""
-        self._is_owed = False
+        self._owed_since = None
         self.forget(frame_id - 1)
         self._kept.append(Kept(frame_id, memory))
         does_leave = self.depth > self.on_device < len(self._kept)
@@ -250,9 +255,9 @@ class Foreseen(History):
         super().__init__(depth, every, on_device=0)
         self._uses = uses
 
-    def is_due(self, frame_id: int) -> bool:
-        """Whether the state before this frame is one to keep: in what was recorded a state may have been kept late."""
-        return super().is_due(frame_id) or (self.depth > 0 and frame_id in self._uses)
+    def lateness(self, frame_id: int) -> float | None:
+        """As for any history; what will be gone back to is never kept later than it was when it was recorded."""
+        return math.inf if frame_id in self._uses else super().lateness(frame_id)
 
     def _make_room(self) -> None:
         newest = self._kept[-1].frame_id

@@ -437,9 +437,14 @@ class Session:
         self._log.begin(frame_id, opening)
         return None if self._history.on_device else opening.memory
 
-    def is_to_keep(self, frame_id: int) -> bool:
-        """Whether the state before this frame is wanted by `keep`."""
-        return self._history.is_due(frame_id)
+    def lateness(self, frame_id: int) -> float | None:
+        """How urgent it is to `keep` the state before this frame; see `History.lateness`."""
+        return self._history.lateness(frame_id)
+
+    @property
+    def moves_states(self) -> bool:
+        """Whether what it keeps leaves the device sooner or later."""
+        return self._history.on_device < self._history.depth
 
     def keep(self, frame_id: int, memory: Memory) -> Memory | None:
         """Remembers what the session was just before this frame; what is to leave the device for it, if anything is."""
