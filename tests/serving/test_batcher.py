@@ -99,6 +99,9 @@ class LostFrames(Frames):
     def __init__(self) -> None:
         super().__init__(0)
 
+    def block_until_ready(self):
+        raise RuntimeError("the device had a bad moment")
+
     def __array__(self, dtype=None, copy=None):
         time.sleep(0.02)  # meanwhile the next frame is launched
         raise RuntimeError("the pixels never came")
@@ -125,6 +128,82 @@ def test_a_lost_frame_and_what_was_launched_after_it_are_made_again(lost):
     assert [frame.frame_id for _, frame in delivered] == list(range(len(rows)))
     assert [frame.payload[0] for _, frame in delivered] == np.cumsum(rows).tolist()
     assert batcher.pulse.failures == 1 and session.failure is None
+
+
+POISON = -1000
+
+
+class PoisonedEngine(ForgetfulEngine):
+    """Two slots; the frame that fails takes the state of all along, and what is copied or goes on from it fails too."""
+
+    def __init__(self) -> None:
+        super().__init__(lost=-1)
+        self.slots, self.sizes, self.is_failing = 2, (2,), False
+        self.states = [0, 0]
+
+    def forget(self) -> None:
+        self.states = [0, 0]
+
+    def seat(self, slot, opening) -> None:
+        if POISON not in self.states:  # all slots are rows of the same arrays
+            self.states[slot] = 0 if opening.memory is None else opening.memory.state
+
+    def take(self, slot) -> Memory:
+        return Memory(self.states[slot])
+
+    def step(self, controls, active, chosen=None):
+        for slot in np.flatnonzero(active).tolist():
+            self.is_failing |= self.states[slot] == POISON
+            self.states[slot] += int(controls.keys[slot].sum())
+        if self.is_failing:
+            self.states, self.is_failing = [POISON, POISON], False
+            return LostFrames()
+        return np.stack([np.full((8, 8, 3), state, np.uint8) for state in self.states]).view(Pixels)
+
+
+class Pixels(np.ndarray):
+    def block_until_ready(self):
+        return self
+
+
+def test_who_joins_while_a_frame_is_being_lost_begins_again_and_ends_nobody():
+    """What is kept of a newcomer was copied out of a state that is no more."""
+    delivered: list[Any] = []
+    engine = PoisonedEngine()
+    batcher = Batcher(engine, Arcade("none", print), 30.0, delivered.extend)
+    batcher._copies = 2
+    first, newcomer = (
+        Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw", history=History(4, 3))
+        for _ in range(2)
+    )
+    steps = Step.model_validate({"type": "step", "step_id": 0, "n": 9, "actions": [{"held": ["Space"]}]})
+
+    def join(session: Session) -> None:
+        session.is_connected = True
+        assert batcher.seat(session)
+        session.ask(steps)
+
+    def frames(count: int) -> None:
+        for _ in range(count):
+            batcher._launch(is_tick=True)
+        batcher._launched.put(None)
+        batcher._scatter_all()
+
+    join(first)
+    frames(3)
+    engine.is_failing = True
+    batcher._launch(is_tick=True)
+    join(newcomer)
+    frames(1)
+    broken = batcher._broken.get()
+    assert broken.error is not None and newcomer.frames == 1
+    batcher._recover(broken.error, broken.turns)
+    frames(9)
+    assert first.failure is None and newcomer.failure is None
+    for session, count in ((first, 9), (newcomer, 9)):
+        shown = [frame for one, frame in delivered if one is session]
+        assert [frame.frame_id for frame in shown] == list(range(count))
+        assert [frame.payload[0] for frame in shown] == list(range(1, count + 1))
 
 
 class SlowState:

@@ -264,8 +264,9 @@ class Gate:
 def test_what_is_written_late_is_forgotten_all_the_same(store, tiny, tmp_path, monkeypatch):
     captured: list[Future[Moment]] = []
     session: Any = SimpleNamespace(
-        id=NAME, mode="stepped", codec="raw", quality=90, stride=1, opening=Opening(3), trail=Trail(2)
-    )
+        id=NAME, mode="stepped", codec="raw", quality=90, stride=1, opening=Opening(3), trail=Trail(0),
+        writing=Trail(0).next,
+    )  # fmt: skip
     gates = {name: Gate() for name in ("save", "forget")}
     for name, gate in gates.items():
         monkeypatch.setattr(store, name, gate.before(getattr(store, name)))

@@ -99,12 +99,12 @@ class Player:
         return self.frame_id - 1, self.past
 
     def lose(self, frames: int) -> None:
-        """As many frames are taken and not made: all is as before, but for the state that was kept before the first."""
+        """As many frames are taken and not made: all is as before, but for what was kept, which the first takes along."""
         taken = dataclasses.replace(self, steps=list(self.steps))
         for _ in range(frames):
             if taken.is_due:
                 taken.next_frame()
-        self.kept = [kept for kept in taken.kept if kept[0] <= self.frame_id]
+        self.kept = [kept for kept in taken.kept if kept[0] < self.frame_id]
 
 
 players = st.integers(0, SLOTS - 1)

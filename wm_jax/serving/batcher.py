@@ -493,7 +493,17 @@ class Batcher:
         due.sort(key=lambda one: one[0], reverse=True)
         for count, (late, slot, session, turn) in enumerate(due):
             if count < self._copies or late == math.inf:
-                self._mover.move(session.keep(turn.frame_id, self.engine.take(slot)))
+                self._keep(slot, session, turn.frame_id)
+
+    def _keep(self, slot: int, session: Session, frame_id: int) -> None:
+        """Copies a state; where the device has no room for one the frame is made all the same."""
+        try:
+            memory = self.engine.take(slot)
+        except Exception:
+            log.exception("a state could not be kept", extra={"session_id": session.id})
+            session.cannot_keep()
+            return
+        self._mover.move(session.keep(frame_id, memory))
 
     def _beginnings(self, is_tick: bool) -> int:
         """How many dreams may begin now: as many as there is time for until the next tick, and with a tick one at least."""

@@ -67,7 +67,7 @@ class Mover:
     def _move(self, memory: Memory) -> None:
         try:
             memory.state = jax.device_get(memory.state)
-        except Exception:  # what was kept after a frame that failed is no state; its session forgets it
+        except Exception:  # what was kept after a frame that failed is no state: it is forgotten with that frame
             log.exception("a kept state could not be copied to the host")
         finally:
             with self._lock:
@@ -149,6 +149,10 @@ class History:
             self._owed_since = frame_id
         return None if self._owed_since is None or not self.depth else frame_id - self._owed_since
 
+    def put_off(self) -> None:
+        """It could not be copied; the next one that is due is tried."""
+        self._owed_since = None
+
     def keep(self, frame_id: int, memory: Memory) -> Memory | None:
         """Keeps it, and the oldest makes room; what is to leave the device for it, if anything is."""
         self._owed_since = None
@@ -208,25 +212,39 @@ class Trail:
     """States of one session that stay on the disk: what was written of it to outlive the process, and has been replaced since.
 
     Used by the event loop alone.
+
+    Attributes:
+      depth: How many; 0 leaves none.
     """
 
     def __init__(self, depth: int, filed: Sequence[Filed] = (), newest: Filed | None = None) -> None:
         """`filed`: what is there already; `newest`: what was written last, by whichever server."""
-        self._depth = depth
+        self.depth = depth
         self._filed = [*filed]
         self._newest = newest
 
-    def next(self, frame_id: int) -> Writing:
-        """What writing the session as it is before this frame makes of them."""
-        is_other = self._depth > 0 and self._newest is not None and self._newest.frame_id < frame_id
-        before = self._newest if is_other else None
+    @property
+    def newest(self) -> int:
+        """The frame that follows what was written last; -1: nothing was."""
+        return -1 if self._newest is None else self._newest.frame_id
+
+    def next(self, frame_id: int, is_left: bool = False) -> Writing:
+        """What writing the session as it is before this frame makes of them.
+
+        Args:
+          is_left: What was written last is not what its frame followed from: the session began anew with it.
+        """
+        does_stay = self.depth > 0 and self.newest < frame_id and not is_left
+        before = self._newest if does_stay else None
         filed = self._filed if before is None else [*self._filed, before]
-        cut = max(0, len(filed) - self._depth)
+        cut = max(0, len(filed) - self.depth)
         return Writing(before, filed[cut:], filed[:cut])
 
     def follow(self, writing: Writing, newest: Filed | None) -> None:
         """It was written; `newest`: None where it holds no state to go back to."""
-        self._filed, self._newest = writing.filed, newest
+        # What was found to be gone while it was written stays gone.
+        self._filed = [filed for filed in writing.filed if filed in self._filed or filed == writing.before]
+        self._newest = newest
 
     def find(self, frame_id: int) -> Filed | None:
         """The newest at or before this frame."""
@@ -310,8 +328,8 @@ class Log:
             self._stretches[-1].rows.append(row)
 
     def give_back(self, frame_id: int) -> None:
-        """That frame, the newest, was not made after all."""
-        while self._stretches and self._stretches[-1].first > frame_id:
+        """That frame, the newest, was not made after all, and what was kept just before it may be lost too."""
+        while self._stretches and self._stretches[-1].first >= frame_id:
             self._stretches.pop()
         if self._stretches:
             del self._stretches[-1].rows[frame_id - self._stretches[-1].first :]

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
-from wm_jax.serving.history import Filed, Kept, Trail
+from wm_jax.serving.history import Filed, Kept
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.session import Moment, Opening, Session
 from wm_jax.serving.snapshots import LOOK_S, LOOKS, PREFIX, Record, SnapshotStore
@@ -22,8 +22,8 @@ from wm_jax.serving.tokens import Permit
 log = logging.getLogger(__name__)
 
 CAPTURE_S = 5.0
-RECALL_S = 5.0
-"""How long a player waits for a state that lies on the disk; meanwhile the keys of that one do not count."""
+RECALL_S = 2.0
+"""How long a player waits for a state that lies on the disk: no longer than what is said meanwhile finds room."""
 
 MAX_QUEUED = 8
 """Sessions that may wait to be written."""
@@ -82,7 +82,7 @@ class Keeper:
           Refusal: the session has ended, plays the real game, or the device is busy.
           OSError: the disk is full or broken.
         """
-        return (await self._save(session.id, session, terms, epoch, session.trail))[1].frame_id
+        return (await self._save(session.id, session, terms, epoch))[1].frame_id
 
     async def snapshot(self, session: Session, terms: Terms) -> tuple[str, Record, int]:
         """Writes a session under a new name that any number of others may start from: name, record, bytes.
@@ -203,30 +203,27 @@ class Keeper:
             self._listing = None
             return await self._read(self._store.names)
 
-    async def _save(
-        self, name: str, session: Session, terms: Terms, epoch: int = 0, trail: Trail | None = None
-    ) -> tuple[int, Record]:
+    async def _save(self, name: str, session: Session, terms: Terms, epoch: int = 0) -> tuple[int, Record]:
         if self._queued.total() >= MAX_QUEUED:
             raise Refusal(ErrorCode.BUSY, "too many sessions are being written already", retry_after_ms=1000)
         self._queued[name] += 1
         try:
-            return await self._save_next(name, session, terms, epoch, trail or Trail(0))
+            return await self._save_next(name, session, terms, epoch)
         finally:
             _count_down(self._queued, name)
             if name not in self._queued:
                 self._over.discard(name)
 
-    async def _save_next(
-        self, name: str, session: Session, terms: Terms, epoch: int, trail: Trail
-    ) -> tuple[int, Record]:
+    async def _save_next(self, name: str, session: Session, terms: Terms, epoch: int) -> tuple[int, Record]:
         async with self._saving:
             moment = await captured(self._capture(session))
-            writing = trail.next(moment.frame_id)
-            record = self._record(session, terms, moment, writing.filed)
+            writing = session.writing(moment.frame_id) if name == session.id else None
+            record = self._record(session, terms, moment, [] if writing is None else writing.filed)
             if name in self._over:
                 raise _no_session()
             size = await self._write(self._store.save, name, record, moment, epoch, writing)
-            trail.follow(writing, None if moment.opening.memory is None else Filed(epoch, moment.frame_id))
+            if writing is not None:
+                session.trail.follow(writing, None if moment.opening.memory is None else Filed(epoch, moment.frame_id))
             return size, record
 
     def _record(self, session: Session, terms: Terms, moment: Moment, filed: list[Filed]) -> Record:

@@ -236,7 +236,7 @@ class Lobby:
             history=self.new_history(),
             events=EventLog(self.config.record_frames),
         )
-        session.trail = Trail(self.config.history_disk)
+        session.trail = Trail(self.config.history_disk if self.keeper is not None else 0)
         return session
 
     def _seat(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool
 
 from wm_jax.serving.events import EventLog, Events, Piece
-from wm_jax.serving.history import Filed, History, Kept, Log, Memory, Opening, Row, Stretch, Trail
+from wm_jax.serving.history import Filed, History, Kept, Log, Memory, Opening, Row, Stretch, Trail, Writing
 from wm_jax.serving.inputs import Input, InputReader, Mouse, moved
 from wm_jax.serving.outbox import EncodedFrame, Outbox
 from wm_jax.serving.protocol import Action, Codec, Error, ErrorCode, EventId, Mode, Refusal, Source, Step
@@ -118,7 +118,7 @@ class Session:
       wants_pixels: Its connection encodes its frames, those that it sends.
       stride: Every how many frames one is sent, so that no more than `media.max_fps` are.
       viewers: The outboxes of its spectators.
-      trail: What lies on the disk of its past; the event loop's alone.
+      trail: What lies on the disk of its past; changed by the event loop alone.
     """
 
     def __init__(
@@ -180,6 +180,8 @@ class Session:
         self._done: deque[_StepWork] = deque(maxlen=KEPT_STEPS + 2)
         self._kept: dict[EventId, _StepWork] = {}
         self._launched_keys = self._keys
+        self._begun = set[int]()  # frames that began anew since the trail's newest state
+        self._came_with: Opening | None = None
 
     # ---- the event loop's side
 
@@ -190,7 +192,7 @@ class Session:
         self.resumed_at = self._next_frame = self._asked = moment.frame_id
         self._newest_shown = moment.frame_id - 1
         self._pts_ms = 1e3 * moment.frame_id / self.fps
-        self._restart = moment.opening
+        self._restart = self._came_with = moment.opening
         # A fork has no seed to begin at again: it begins where it went on.
         self.opening = moment.opening if is_fork else dataclasses.replace(moment.opening, memory=None)
         if self.mode == "stepped":
@@ -292,6 +294,12 @@ class Session:
             self._restart = self.opening
             self._mouse = self._still
             return self.next_frame
+
+    def writing(self, frame_id: int) -> Writing:
+        """What writing the session as it is before this frame makes of its states on the disk."""
+        with self._lock:
+            is_left = self.trail.newest in self._begun
+        return self.trail.next(frame_id, is_left)
 
     def filed_at(self, frame_id: int) -> Filed | None:
         """Where on the disk the newest memory kept at or before this frame lies; None: it need not be read, or is nowhere."""
@@ -428,7 +436,7 @@ class Session:
             self._pressed_at = None
             self._tapped = None
             self._mouse = self._still
-            self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
+            self._note(turn)
             return turn
 
     def begins(self, frame_id: int, opening: Opening) -> Memory | None:
@@ -440,6 +448,10 @@ class Session:
     def lateness(self, frame_id: int) -> float | None:
         """How urgent it is to `keep` the state before this frame; see `History.lateness`."""
         return self._history.lateness(frame_id)
+
+    def cannot_keep(self) -> None:
+        """The state that is due could not be copied: it is not kept."""
+        self._history.put_off()
 
     @property
     def moves_states(self) -> bool:
@@ -464,7 +476,9 @@ class Session:
         with self._lock:
             self._log.give_back(turn.frame_id)
             self._events.give_back(turn.frame_id)
-            self._history.forget(turn.frame_id)
+            self._history.forget(turn.frame_id - 1)
+            if turn.opening is not None:
+                self.is_seated = False  # what is in its slot is not its own: it begins anew with that frame
             self._next_frame = turn.frame_id
             self._pts_ms = turn.pts_ms
             if self.mode == "stepped":
@@ -492,8 +506,15 @@ class Session:
 
     # ---- inside
 
+    def _note(self, turn: Turn) -> None:
+        self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
+        if turn.opening is not None and turn.opening is not self._came_with and self.trail.depth:
+            newest = self.trail.newest
+            self._begun = {frame_id for frame_id in self._begun if frame_id >= newest} | {turn.frame_id}
+
     def _known_frames(self) -> list[int]:
-        return sorted({*self.trail.frames, *self._history.frames})
+        at_hand = self._history.frames
+        return [frame for frame in self.trail.frames if not at_hand or frame < at_hand[0]] + at_hand
 
     def _find(self, frame_id: int, event_id: EventId | None, recalled: Kept | None = None) -> Kept:
         if self.source == "real":
@@ -562,7 +583,7 @@ class Session:
         )
         self._next_frame += 1
         self._launched_keys = work.rows[work.launched].keys
-        self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
+        self._note(turn)
         work.launched += 1
         if work.launched == len(work.rows):
             self._done.append(self._steps.popleft())

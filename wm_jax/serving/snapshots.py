@@ -8,18 +8,20 @@ noticed can write epoch 3 as often as it likes: the newest epoch counts.
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import re
+import shutil
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -97,6 +99,9 @@ class Record(BaseModel):
     past: list[tuple[int, int]] = []
 
 
+PASTS = TypeAdapter(list[tuple[int, int]])
+
+
 def fingerprint(world: Playable[Any], params: Params) -> str:
     """A name for this world with these weights; reads the beginning of each array."""
     known = hashlib.sha256(repr(world.config).encode())
@@ -154,6 +159,7 @@ class SnapshotStore:
         self._image = (*world.config.image, 3)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_abandoned()
+        self._room = self._free(self._found(()))  # bytes for states that sessions had before, until the next sweep
 
     def save(self, name: str, record: Record, moment: Moment, epoch: int = 0, writing: Writing | None = None) -> int:
         """Writes a session, whole or not at all; the bytes it takes.
@@ -169,13 +175,13 @@ class SnapshotStore:
         try:
             self._check_newest(name, epoch)
             try:
-                save_file(arrays_of(moment.opening), partial, {"record": record.model_dump_json()})
-            except SafetensorError as error:
-                raise OSError(f"{partial.parent}: {error}") from None
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            size = partial.stat().st_size
-            if writing is not None and writing.before is not None:
+                size = _write(partial, record, moment)
+            except OSError:
+                if not self._give_up_pasts(name):
+                    raise
+                size = _write(partial, record, moment)
+            if writing is not None and writing.before is not None and size <= self._room:
+                self._room -= size
                 with contextlib.suppress(OSError):  # it is not there any more, or the disk has no links
                     os.link(path, self._past(name, writing.before))
             partial.replace(path)
@@ -272,17 +278,41 @@ class SnapshotStore:
         """
         self._remove_abandoned()
         found = sorted(self._found(played), reverse=True)
-        room = 1e6 * self.max_mb
+        being_played = sum(one.size for one in found if one.is_played)
+        room, kept = 1e6 * self.max_mb, list[Found]()
         for one in found:
             room -= one.size
-            if one.is_played:
+            # Until the next sweep each of those may leave its state of today behind.
+            left = room if one.is_whole else room - being_played
+            if one.is_played or (left >= 0 and time.time() - one.saved_at <= self.max_age_s):
+                kept.append(one)
                 continue
-            if room < 0 or time.time() - one.saved_at > self.max_age_s:
-                with contextlib.suppress(OSError):
-                    one.path.unlink(missing_ok=True)
-        self._warn_if_full(sum(one.size for one in found if one.is_played))
+            with contextlib.suppress(OSError):
+                one.path.unlink(missing_ok=True)
+        self._room = self._free(kept)
+        self._warn_if_full(being_played)
 
     # ---- inside
+
+    def _free(self, found: Iterable[Found]) -> float:
+        """What is left of the bound beside these, and of the disk beside what writing every played session once takes."""
+        known = [*found]
+        being_played = sum(one.size for one in known if one.is_played)
+        return min(
+            1e6 * self.max_mb - sum(one.size for one in known), shutil.disk_usage(self._folder).free - being_played
+        )
+
+    def _give_up_pasts(self, name: str) -> bool:
+        """The disk is full: what this session was before makes room, or else what all were; whether there was anything."""
+        for pattern in (f"{name}.*{PAST}", f"*{PAST}"):
+            paths = [path for path in self._folder.glob(pattern) if NAME.fullmatch(path.name.partition(".")[0])]
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            if paths:
+                log.warning("the disk is full: %d states that sessions had before make room", len(paths))
+                return True
+        return False
 
     def _found(self, played: Collection[str]) -> Iterator[Found]:
         """The files of ours that count; those that do not are removed."""
@@ -390,8 +420,11 @@ class SnapshotStore:
         raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, "no such snapshot, or it has expired")
 
     def _record(self, name: str, file: Any) -> Record:
+        metadata = file.metadata() or {}
         try:
-            record = Record.model_validate_json((file.metadata() or {}).get("record", ""))
+            record = Record.model_validate_json(metadata.get("record", ""))
+            # Beside the record, so that servers of an earlier version can read that.
+            record = record.model_copy(update={"past": PASTS.validate_json(metadata.get("past", "[]"))})
         except ValidationError as error:
             raise Refusal(
                 ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} is broken: {error.errors()[0]['msg']}"
@@ -407,6 +440,22 @@ class SnapshotStore:
             return opening_of(arrays, bare_opening, record.stream, self._shapes, self._image, self._scenes)
         except ValueError as error:
             raise Refusal(ErrorCode.UNKNOWN_SNAPSHOT, f"snapshot {name} {error}") from None
+
+
+def _write(path: Path, record: Record, moment: Moment) -> int:
+    """Writes a session to a file; its size.
+
+    Raises:
+      OSError: the disk is full or broken.
+    """
+    told = {"record": record.model_dump_json(exclude={"past"}), "past": json.dumps(record.past)}
+    try:
+        save_file(arrays_of(moment.opening), path, told)
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: {error}") from None
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    return path.stat().st_size
 
 
 def _parse(path: Path) -> tuple[str, int]:
