@@ -19,7 +19,7 @@ import pytest
 from tests.serving.conftest import Server, Talk, wait_until
 from wm_jax.serving import recording
 from wm_jax.serving.protocol import ErrorCode, Refusal
-from wm_jax.serving.replay import frames_of
+from wm_jax.serving.replay import Film, frames_of
 
 RAW: dict[str, Any] = {"mode": "stepped", "media": {"codec": "raw"}}
 
@@ -218,7 +218,15 @@ def test_a_frame_that_was_made_twice_is_written_down_once(server, tmp_path, monk
     assert replayed(server, answer, tmp_path) == live
 
 
-def test_a_player_who_comes_gets_the_slot_of_a_replay(server):
+def test_a_player_who_comes_gets_the_slot_of_a_replay(server, monkeypatch):
+    come, write = threading.Event(), Film.write
+
+    def until_he_comes(self, frame):
+        if self.frames >= 4:
+            come.wait(20)
+        write(self, frame)
+
+    monkeypatch.setattr(Film, "write", until_he_comes)
     ticket = server.create(**RAW)
     with server.connect(ticket) as socket:
         step(server.talk(socket), 1, [], n=64)
@@ -231,6 +239,7 @@ def test_a_player_who_comes_gets_the_slot_of_a_replay(server):
             time.sleep(0.001)
         assert not server.service.batcher.empty_slots and server.free_slots() == 1
         other = server.create(**RAW)
+        come.set()
         asking.join(30)
         refused = answers[0].json()
         assert (answers[0].status_code, refused["code"]) == (503, "full") and "?video=false" in refused["message"]
