@@ -30,7 +30,7 @@ def test_the_first_message_is_session_created(talk, server):
     talk.wait_for("status", status="running")
 
 
-def test_frames_come_on_the_media_clock(talk):
+def test_frames_come_on_the_media_clock(even_pace, talk):
     frames = talk.wait_for_frames(40)
     heads = [head for head, _ in frames]
     first = heads[0]
