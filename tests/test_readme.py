@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,18 @@ def serving(command: str, folder: Path) -> Iterator[None]:
             server.kill()
 
 
+def wait_until_it_listens(folder: Path) -> None:
+    """A server says its address a moment before it listens there."""
+    told = re.search(r"play it at http://[^:\s]+:(\d+)", (folder / "serve.log").read_text())
+    assert told is not None
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(told[1]))):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nobody listens at port {told[1]}")
+
+
 def free_port() -> int:
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
@@ -180,5 +193,7 @@ def test_the_command_runs(shown: str, folder: Path) -> None:
     if "--port" not in server:
         server += f" PORT={free_port()}" if server.startswith("make") else f" --port {free_port()}"
     with serving(server, folder):
+        if then:
+            wait_until_it_listens(folder)
         for client in then:
             run(client, folder)

@@ -34,7 +34,7 @@ from wm_jax.scale.heart import DirectoryLost, Heart
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.server import bind
 
-LEASE_S = 1.0
+LEASE_S = 4.0  # a busy machine may hold a beat up for seconds
 STEPPED = {"mode": "stepped", "media": {"codec": "raw"}, "init": {"seed": 5}, "linger_s": 60}
 NAMES = itertools.count()
 
@@ -132,6 +132,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(whole: Cluster) -> Iterator[Cluster]:
+    wait_until(lambda: set(whole.servers) <= {known.beat.replica for known in whole.tell("replicas")})
     yield whole
     whole.cut_off.clear()
     for server in whole.servers.values():
@@ -464,13 +465,16 @@ def test_a_rollout_is_found_on_its_server_and_ends_with_it(cluster, pair):
         assert server.service.rollouts.names() == (name,), "that one has most room"
         where = f"{cluster.url}/v1/rollouts/{name}"
         wait_until(lambda: cluster.http.get(where).json()["status"] == "done")
-        wait_until(lambda: cluster.tell("replicas")[-1].beat.rollouts == (name,))
+        wait_until(
+            lambda: (name,) in [one.beat.rollouts for one in cluster.tell("replicas") if one.beat.replica == third]
+        )
         recording = cluster.http.get(f"{where}/recordings/0")
         assert "frames.npy" in zipfile.ZipFile(io.BytesIO(recording.content)).namelist()
         other = cluster.http.post(f"{cluster.url}/v1/rollouts", json=body).json()["rollout_id"]
         assert cluster.http.delete(f"{cluster.url}/v1/rollouts/{other}").json()["status"] == "removed"
         refused = cluster.http.post(f"{cluster.url}/v1/rollouts", json={"scripts": []})
         assert refused.status_code == 422 and refused.json()["code"] == "bad_message"
+    wait_until(lambda: not cluster.tell("is_new"))  # until then it may be on a server that has not reported
     for gone in (name, other):
         assert cluster.http.get(f"{cluster.url}/v1/rollouts/{gone}").json()["code"] == "unknown_rollout"
 
@@ -511,13 +515,16 @@ def test_a_recording_that_nobody_waits_for_is_not_made(cluster, pair, monkeypatc
 
     monkeypatch.setattr(server.service, "record", record)
     monkeypatch.setattr(gateway_module, "LOOK_S", 0.05)
-    with pytest.raises(httpx.ReadTimeout):
-        cluster.http.get(f"{cluster.url}/v1/sessions/{ticket['session_id']}/recording", timeout=0.3)
-    assert asked.wait(20) and stopped.wait(20)
+    with socket.socket() as client:
+        client.connect(("127.0.0.1", urlsplit(cluster.url).port))
+        client.sendall(f"GET /v1/sessions/{ticket['session_id']}/recording HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert asked.wait(20)
+    assert stopped.wait(20)
 
 
 def test_one_that_is_slow_to_answer_is_not_lost(cluster, pair, monkeypatch):
     monkeypatch.setattr(gateway_module, "ANSWER_S", 0.3)
+    monkeypatch.setattr(cluster._directory, "_lease_s", 60.0)  # it beats only once
     with socket.create_server(("127.0.0.1", 0)) as listening, gateway(cluster) as hurried:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         beat = dataclasses.replace(cluster.tell("replicas")[0].beat, replica="slow", url=url, epochs={"slow-one": 0})
@@ -582,11 +589,13 @@ def test_through_one_port_a_token_works_from_its_page(cluster, pair):
 def test_one_that_takes_no_socket_is_as_good_as_gone(cluster, pair):
     beat = cluster.tell("replicas")[0].beat
     cluster.tell("beat", dataclasses.replace(beat, replica="odd", url=cluster.url, epochs={"strange": 1}))
-    with gateway(cluster, is_proxied=True) as proxied:
-        address = f"{proxied.replace('http', 'ws')}/v1/sessions/strange/ws"
-        with playing({"ws_url": address, "token": "any"}) as talk:
-            assert talk.wait_for("error")["code"] == "unknown_session"
-    cluster.tell("leave", "odd")
+    try:
+        with gateway(cluster, is_proxied=True) as proxied:
+            address = f"{proxied.replace('http', 'ws')}/v1/sessions/strange/ws"
+            with playing({"ws_url": address, "token": "any"}) as talk:
+                assert talk.wait_for("error")["code"] == "unknown_session"
+    finally:
+        cluster.tell("leave", "odd")
 
 
 def test_where_no_server_is_the_gateway_says_so(tmp_path):
@@ -604,5 +613,8 @@ def test_one_that_does_not_answer_is_passed_over(cluster, pair):
         cluster.tell("replicas")[0].beat, replica="silent", url="http://127.0.0.1:9", epochs={}
     )
     cluster.tell("beat", dataclasses.replace(silent, load=dataclasses.replace(silent.load, free_slots=99)))
-    assert cluster.owner(cluster.create()["session_id"]) in pair
-    assert name in {known.beat.replica for known in cluster.tell("replicas")}
+    try:
+        assert cluster.owner(cluster.create()["session_id"]) in pair
+        assert name in {known.beat.replica for known in cluster.tell("replicas")}
+    finally:
+        cluster.tell("leave", "silent")

@@ -177,7 +177,8 @@ def serving(world: Playable[Any], params: Any, prompts: wm.Prompt, **settings: A
         thread.start()
         try:
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-            with httpx.Client() as http:
+            # The server lets go of a silent connection after 5 s: one that waits as long may be closed while it is used.
+            with httpx.Client(timeout=30, limits=httpx.Limits(keepalive_expiry=2)) as http:
                 wait_until_ready(url, http)
                 service: Service = app.state.service
                 assert service.loop is not None
@@ -251,6 +252,12 @@ def free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
         server.tickets.clear()
         for session_id in list(server.service.lobby._places):
             server.http.delete(f"{server.url}/v1/sessions/{session_id}")
+
+
+@pytest.fixture
+def even_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The media clock keeps its rate however many ticks a busy machine misses; ask for it before the first player."""
+    monkeypatch.setattr("wm_jax.serving.pace.MISSED", 1.0)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_health_readiness_and_models_tell_the_world(server):
     assert "/v1/sessions" in server.http.get(f"{server.url}/openapi.json").json()["paths"]
 
 
-def test_prometheus_reads_what_the_server_measures(server, talk):
+def test_prometheus_reads_what_the_server_measures(server, even_pace, talk):
     talk.wait_for_frames(5)
     talk.send("action", held=["ArrowUp"])
     talk.wait_for_frames(5)

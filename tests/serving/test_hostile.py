@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from tests.serving.conftest import Server, Talk, closing_code, wait_until
 from wm_jax.eval import hostile
@@ -51,8 +52,10 @@ def test_a_hundred_megabytes_are_cut_off_and_the_neighbour_plays_on(server):
 
 
 def test_a_long_message_in_many_small_pieces_is_cut_off_too(server):
+    pieces = [Frame(Opcode.TEXT, b"x" * 1000, fin=False), *[Frame(Opcode.CONT, b"x" * 1000, fin=False)] * 65]
     with server.connect(server.create()) as socket:
-        socket.send("x" * 1000 for _ in range(66))
+        # At once, and of the last the head alone: who goes on writing would find the connection closed.
+        socket.socket.sendall(b"".join(piece.serialize(mask=True) for piece in pieces)[:-1000])
         assert closing_code(socket)[0] == 1009
 
 
@@ -68,11 +71,12 @@ def sockets() -> dict[str, int]:
 def server_end(client: socket.socket) -> tuple[str, socket.socket]:
     """The server's socket of this connection: its inode, and a copy to be closed."""
     for inode, number in sockets().items():
-        end = socket.socket(fileno=os.dup(number))
-        with contextlib.suppress(OSError):  # it listens
-            if end.getpeername() == client.getsockname():
-                return inode, end
-        end.close()
+        with contextlib.suppress(OSError):  # closed meanwhile
+            end = socket.socket(fileno=os.dup(number))
+            with contextlib.suppress(OSError):  # it listens
+                if end.getpeername() == client.getsockname():
+                    return inode, end
+            end.close()
     raise AssertionError("nobody is connected to this socket")
 
 

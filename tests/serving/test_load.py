@@ -85,7 +85,7 @@ def test_an_untrained_world_is_searched_for_how_many_it_carries(tmp_path, monkey
     """As on an accelerator: a config, no weights, a rate, a price."""
     told = tmp_path / "tiny.py"
     told.write_text(TINY)
-    words = ["--players", "1", "--search", "--fps", "5", "--seconds", "3", "--warmup", "0.3", "--price", "3"]
+    words = ["--players", "1", "--search", "--fps", "1", "--seconds", "6", "--warmup", "0.3", "--price", "3"]
     out = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["load", str(told), *words, "--json", str(out)])
     load.main()

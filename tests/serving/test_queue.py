@@ -2,9 +2,13 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 import wm_jax as wm
-from tests.serving.conftest import serving, tiny_prompts, wait_until
+from tests.serving.conftest import Server, serving, tiny_prompts, wait_until
 from wm_jax.serving.pace import SHARES
 from wm_jax.serving.service import _keeper
 
@@ -36,13 +40,23 @@ def test_who_waits_is_told_its_place_and_plays_when_a_slot_is_free():
         assert states["status"] in ("ready", "running")
 
 
-def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_not(server, monkeypatch, tmp_path):
-    service, lobby, pace = server.service, server.service.lobby, server.service.batcher.pace
-    keeper = _keeper(
-        dataclasses.replace(service.config, snapshots=str(tmp_path)), service.studio.identity, service.batcher
-    )
-    monkeypatch.setattr(service, "keeper", keeper)
-    monkeypatch.setattr(lobby, "keeper", keeper)
+@pytest.fixture
+def keeping(server: Server, tmp_path: Path) -> Iterator[Server]:
+    """The same server as if it had been started with `--snapshots`."""
+    service = server.service
+    config = dataclasses.replace(service.config, snapshots=str(tmp_path))
+    keeper = _keeper(config, service.studio.identity, service.batcher)
+    assert keeper is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "keeper", keeper)
+        patch.setattr(service.lobby, "keeper", keeper)
+        yield server
+    keeper.close()
+
+
+def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_not(keeping, monkeypatch):
+    server, service, lobby = keeping, keeping.service, keeping.service.lobby
+    pace = service.batcher.pace
     monkeypatch.setattr(lobby, "config", dataclasses.replace(lobby.config, queue=1))
     left = server.create()
     with server.connect(left) as socket:

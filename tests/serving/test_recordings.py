@@ -1,6 +1,7 @@
 """What was played can be played again, to the bit: recordings of sessions, and what they refuse."""
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -19,7 +20,7 @@ import pytest
 from tests.serving.conftest import Server, Talk, wait_until
 from wm_jax.serving import recording
 from wm_jax.serving.protocol import ErrorCode, Refusal
-from wm_jax.serving.replay import frames_of
+from wm_jax.serving.replay import Film, frames_of
 
 RAW: dict[str, Any] = {"mode": "stepped", "media": {"codec": "raw"}}
 
@@ -98,6 +99,23 @@ def sha256(frames: list[bytes]) -> str:
     return hashlib.sha256(b"".join(frames)).hexdigest()
 
 
+@contextlib.contextmanager
+def holding(server: Server) -> Iterator[None]:
+    """No frame is made for a while."""
+    batcher, loop = server.service.batcher, server.service.loop
+    assert loop is not None
+
+    async def hold(count: int) -> None:
+        batcher._holds += count
+        batcher.wake()
+
+    asyncio.run_coroutine_threadsafe(hold(1), loop).result(20)
+    try:
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(hold(-1), loop).result(20)
+
+
 def test_a_played_session_beside_a_neighbour_is_replayed_to_the_bit(server, tmp_path):
     """Taps, held keys, a reset and a way back while another one plays; then both are gone and it is made again alone."""
     ticket = server.create(media={"codec": "raw"}, init={"seed": 3, "prompt": 1})
@@ -138,10 +156,11 @@ def test_a_way_back_that_was_asked_for_long_before_it_came_is_replayed(server, t
     with server.connect(ticket) as socket:
         talk = server.talk(socket)
         step(talk, 1, ["ArrowUp"], ["ArrowLeft"], n=20)
-        for number in range(2, 8):
-            talk.send("step", step_id=number, n=50, actions=[{"held": ["ArrowRight"]}])
-        talk.send("control", op="seek", frame=0, event_id="back")
-        assert talk.wait_for("ack", event_id="back")["restored_frame"] == 0
+        with holding(server):  # the way back is asked for before its frame is too old to be kept
+            for number in range(2, 8):
+                talk.send("step", step_id=number, n=50, actions=[{"held": ["ArrowRight"]}])
+            talk.send("control", op="seek", frame=0, event_id="back")
+            assert talk.wait_for("ack", event_id="back")["restored_frame"] == 0
         talk.send("step", step_id=8, n=9)
         talk.wait_for_frames(329 - len(talk.frames))
         talk.send("session.update", source="real")
@@ -218,7 +237,15 @@ def test_a_frame_that_was_made_twice_is_written_down_once(server, tmp_path, monk
     assert replayed(server, answer, tmp_path) == live
 
 
-def test_a_player_who_comes_gets_the_slot_of_a_replay(server):
+def test_a_player_who_comes_gets_the_slot_of_a_replay(server, monkeypatch):
+    come, write = threading.Event(), Film.write
+
+    def until_he_comes(self, frame):
+        if self.frames >= 4:
+            come.wait(20)
+        write(self, frame)
+
+    monkeypatch.setattr(Film, "write", until_he_comes)
     ticket = server.create(**RAW)
     with server.connect(ticket) as socket:
         step(server.talk(socket), 1, [], n=64)
@@ -231,6 +258,7 @@ def test_a_player_who_comes_gets_the_slot_of_a_replay(server):
             time.sleep(0.001)
         assert not server.service.batcher.empty_slots and server.free_slots() == 1
         other = server.create(**RAW)
+        come.set()
         asking.join(30)
         refused = answers[0].json()
         assert (answers[0].status_code, refused["code"]) == (503, "full") and "?video=false" in refused["message"]

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import io
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -78,13 +79,22 @@ def test_a_rollout_is_what_stepped_sessions_show(server, tmp_path):
     assert not server.service.rollouts._known, "who has fetched the frames has removed them"
 
 
-def test_players_take_the_slots_and_a_rollout_goes_on_when_they_have_left(server):
+def test_players_take_the_slots_and_a_rollout_goes_on_when_they_have_left(server, monkeypatch):
+    come, write = threading.Event(), Film.write
+
+    def until_they_come(self, frame):
+        if self.frames >= 4:
+            come.wait(20)
+        write(self, frame)
+
+    monkeypatch.setattr(Film, "write", until_they_come)
     scripts = [{"frames": 120, "init": {"seed": seed}} for seed in range(2)]
     rollout = ask(server, *scripts, lossless=True, video=False).json()
     assert rollout["status"] == "queued" and (rollout["frames"], rollout["scripts"], rollout["position"]) == (240, 2, 1)
     wait_until(lambda: show(server, rollout["rollout_id"])["done"] > 3)
     assert server.free_slots() == 2
     tickets = [server.create(mode="stepped", media={"codec": "raw"}, init={"seed": seed}) for seed in range(2)]
+    come.set()
     wait_until(lambda: show(server, rollout["rollout_id"])["done"] == 0)
     shown = []
     for ticket in tickets:
@@ -93,6 +103,7 @@ def test_players_take_the_slots_and_a_rollout_goes_on_when_they_have_left(server
             talk.send("step", step_id=1, n=20)
             shown.append([payload for _, payload in talk.wait_for_frames(20)])
         assert show(server, rollout["rollout_id"])["status"] == "queued"
+    for ticket in tickets:  # only now: a script begins as soon as one slot is free
         server.delete(ticket)
     wait_until(lambda: show(server, rollout["rollout_id"])["status"] == "done")
     state = show(server, rollout["rollout_id"])
@@ -155,10 +166,13 @@ def test_rollouts_are_bounded_in_number_size_and_age(strict, monkeypatch):
     assert "neither video nor lossless" in ask(strict, {"frames": 40}, video=False).text
     large = ask(strict, {"frames": 40}, lossless=True)
     assert large.json()["code"] == "too_large" and "0.1" in large.json()["message"]
+    players = [strict.create() for _ in range(2)]  # nothing runs
     first = ask(strict, {"frames": 12}).json()["rollout_id"]
     full = ask(strict, {"frames": 1})
     assert (full.status_code, full.json()["code"]) == (503, "busy") and full.headers["retry-after"] == "10"
     assert "1 rollouts wait or run" in full.json()["message"]
+    for player in players:
+        strict.delete(player)
     wait_until(lambda: show(strict, first)["status"] == "done")
     second = ask(strict, {"frames": 12}).json()["rollout_id"]
     wait_until(lambda: show(strict, second)["status"] == "done")

@@ -124,7 +124,7 @@ def _ticket(url: str, process: subprocess.Popen, **headers: str) -> dict:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            return httpx.post(f"{url}/v1/sessions", json={}, headers=headers).json()
+            return httpx.post(f"{url}/v1/sessions", json={}, headers=headers, timeout=120).json()
         except httpx.TransportError:
             time.sleep(0.1)
     raise AssertionError(f"the server did not come up (exit code {process.poll()})")

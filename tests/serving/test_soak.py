@@ -55,7 +55,7 @@ def test_at_full_slots_memory_threads_and_tasks_stay_as_they_are(server, seconds
     for player in players:
         player.join(60)
     frames = [rows[-1] for rows in made]
-    assert min(frames) > 10 * seconds, f"hardly anything was played: {frames} frames"
+    assert min(frames) > 3 * seconds, f"hardly anything was played: {frames} frames"
     assert end[0] - middle[0] < GROWTH_MB, f"memory in the middle {middle[0]:.1f} MB, at the end {end[0]:.1f}, {frames}"
     assert end[1] <= middle[1] and end[2] <= middle[2], f"(memory, threads, tasks): {middle}, then {end}"
     assert server.service.batcher.engine.recompilations == 0

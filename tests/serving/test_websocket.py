@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wm_jax as wm
 from tests.serving.conftest import closing_code, wait_until
+from wm_jax.eval.hostile import GARBAGE
 from wm_jax.serving.transport import WebSocketTransport
 from wm_jax.world.step import pick_prompt
 
@@ -30,7 +31,7 @@ def test_the_first_message_is_session_created(talk, server):
     talk.wait_for("status", status="running")
 
 
-def test_frames_come_on_the_media_clock(talk):
+def test_frames_come_on_the_media_clock(even_pace, talk):
     frames = talk.wait_for_frames(40)
     heads = [head for head, _ in frames]
     first = heads[0]
@@ -55,19 +56,23 @@ def test_an_action_is_acknowledged_with_the_frame_it_counts_in(talk):
     assert all(frame_id < ack["applied_at_frame"] for frame_id in before)
 
 
-def test_pause_stops_the_world_and_resume_goes_on_with_the_next_frame(talk):
+def test_pause_stops_the_world_and_resume_goes_on_with_the_next_frame(talk, server):
+    session = server.service.lobby.find(server.tickets[-1]["session_id"]).session
     talk.wait_for_frames(2)
     talk.send("control", op="pause", event_id=1)
     talk.wait_for("ack", event_id=1)
     talk.wait_for("status", status="paused")
+    made = session.frames
+    while talk.frames[-1][0]["frame_id"] < made - 1:
+        talk.receive()  # what was under way
     time.sleep(0.3)
     talk.send("ping", event_id=2, client_ts=5.0)
     pong = talk.wait_for("pong")
     assert pong["client_ts"] == 5.0 and pong["server_ts"] > 0
-    last = talk.frames[-1][0]["frame_id"]
+    assert session.frames == made == talk.frames[-1][0]["frame_id"] + 1
     talk.send("control", op="resume", event_id=3)
     (frame,) = talk.wait_for_frames(1)
-    assert frame[0]["frame_id"] - last <= 2
+    assert made <= frame[0]["frame_id"] <= made + 1
 
 
 def test_reset_with_a_seed_dreams_that_seed_again(server):
@@ -221,7 +226,7 @@ def test_a_step_too_long_is_refused_with_the_limit(talk):
 def test_nothing_but_garbage_ends_the_connection(server):
     ticket = server.create()
     with server.connect(ticket) as socket:
-        for _ in range(60):
+        for _ in range(GARBAGE):  # one more could come after the server has closed
             socket.send("garbage")
         code, messages = closing_code(socket)
     assert code == 1008
@@ -230,9 +235,12 @@ def test_nothing_but_garbage_ends_the_connection(server):
 
 def test_a_flood_is_refused_then_ended_and_the_neighbour_plays_on(server):
     tickets = [server.create(), server.create()]
+    place = server.service.lobby.find(tickets[0]["session_id"])
     with server.connect(tickets[0]) as flooding, server.connect(tickets[1]) as lively:
         neighbour = server.talk(lively)
         neighbour.wait_for_frames(2)
+        server.talk(flooding).wait_for("session.created")
+        place.connection._bucket.rate = place.connection._patience.rate = 0.01  # a flood also for a slow machine
         action = json.dumps({"type": "action", "held": []})
         try:
             for _ in range(5000):
@@ -271,8 +279,11 @@ def test_an_acknowledgement_is_taken_also_of_a_client_that_spoke_too_fast(server
 
 
 def test_a_flood_of_acknowledgements_ends_the_connection(server):
-    with server.connect(server.create()) as flooding:
+    ticket = server.create()
+    place = server.service.lobby.find(ticket["session_id"])
+    with server.connect(ticket) as flooding:
         server.talk(flooding).wait_for_frames(1)
+        place.connection._bucket.rate = place.connection._patience.rate = 0.01  # a flood also for a slow machine
         with contextlib.suppress(ConnectionClosed):
             for _ in range(5000):
                 flooding.send('{"type": "frame.ack", "seq": 0}')
@@ -327,13 +338,16 @@ def test_old_client_is_told_so(server):
 
 def test_a_dropped_socket_keeps_the_world_until_it_is_resumed(server):
     ticket = server.create(linger_s=30)
+    place = server.service.lobby.find(ticket["session_id"])
     with server.connect(ticket) as socket:
         talk = server.talk(socket)
         token = talk.wait_for("session.created")["resume_token"]
         last = talk.wait_for_frames(5)[-1][0]["frame_id"]
+    wait_until(lambda: place.connection is None)
+    made = place.session.frames
     with server.connect(ticket, token) as socket:
         (head, _), *_ = server.talk(socket).wait_for_frames(1)
-    assert last < head["frame_id"] < last + 30
+    assert last < made <= head["frame_id"] < made + 30
 
 
 def test_a_second_connection_takes_the_session_over(server):
@@ -440,6 +454,5 @@ def test_the_real_game_speaks_the_same_messages(talk):
 
 @pytest.mark.parametrize("talk", [{"media": {"max_fps": 10}}], indirect=True)
 def test_a_client_may_ask_for_fewer_frames(talk):
-    ids = [head["frame_id"] for head, _ in talk.wait_for_frames(5)]
-    assert all(frame_id % 3 == 0 for frame_id in ids)
-    assert talk.frames[-1][0]["dropped"] <= 1
+    heads = [head for head, _ in talk.wait_for_frames(5)]
+    assert all(head["frame_id"] == 3 * (head["dropped"] + head["seq"]) for head in heads)
