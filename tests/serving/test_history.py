@@ -1,13 +1,18 @@
 """Going back and forking: a session's own past, and nobody else's."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import jax
 import numpy as np
 import pytest
 
 import wm_jax as wm
 from tests.serving.conftest import serving, tiny_prompts, wait_until
-from wm_jax.serving import engine
-from wm_jax.serving.history import History, Memory, Room, room_for
+from wm_jax.serving import engine, history
+from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.history import History, Memory, Room, host_memory_mb, room_for
+from wm_jax.serving.lobby import Lobby
 from wm_jax.serving.session import Opening
 
 
@@ -34,6 +39,19 @@ def test_what_could_not_be_kept_in_time_is_kept_later_and_the_device_holds_the_n
     assert [left and left.state for left in leaving] == [None, 0, 7, 11, 15]
     assert (room_for(100, 16, 1e-3, 1e-3), room_for(100, 16, 1e-5, 1e-5)) == (Room(16, 10), Room(0, 0))
     assert room_for(100, 4, 1e-3, 1e-3) == Room(4, 4)
+
+
+def test_all_sessions_together_fit_into_half_of_the_hosts_memory(monkeypatch, tmp_path):
+    whole = host_memory_mb()
+    assert 500 < whole < 1e8
+    for text, wanted in (("max\n", whole), ("64000000\n", 64.0), (f"{10**18}\n", whole)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(history, "CONTAINER_LIMIT", tmp_path / "memory.max")
+        assert host_memory_mb() == wanted
+    (tmp_path / "memory.max").write_text("64000000")
+    batcher = SimpleNamespace()
+    config = ServeConfig(slots=4, history=99, history_mb=3.0, history_host_mb=20.0)
+    assert Lobby(config, cast(Any, None), 30.0, cast(Any, batcher), memory_bytes=1_000_000).room == Room(3 + 8, 3)
 
 
 def test_states_too_large_for_the_device_are_kept_on_the_host(monkeypatch):

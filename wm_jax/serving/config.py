@@ -50,7 +50,8 @@ class ServeConfig:
       history: States of a session that are kept, to go back to, to fork from and to begin again at after a failed frame.
       history_every: Frames from one kept state to the next.
       history_mb: What those of one session may occupy on the device, the newest of them; the others are moved to the host.
-      history_host_mb: What those of one session may occupy on the host; a world with large states keeps fewer.
+      history_host_mb: What those of one session may occupy on the host, and those of all at most half of its memory; a world
+        with large states keeps fewer.
       history_disk: With `snapshots`: states with which a session was written there before, one every `snapshot_every_s`, that
         stay to go back to, also in another process. They are the first to make room.
       snapshots: Folder in which sessions outlive this process; None: they end with it. Whoever reads it can read what

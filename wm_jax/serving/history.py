@@ -9,9 +9,11 @@ import bisect
 import dataclasses
 import logging
 import math
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +36,8 @@ class Memory:
     state: Any
     stream: Any = None
 
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 MOVING = 2
 """States that may be on their way to the host at once: until it is there each occupies the device beside the others."""
@@ -121,6 +125,16 @@ def room_for(state_bytes: int, most: int, device_mb: float, host_mb: float) -> R
     """The room for states of this size, of at most so many, in what one session may occupy on device and host."""
     on_device = min(most, int(1e6 * device_mb / state_bytes))
     return Room(min(most, on_device + int(1e6 * host_mb / state_bytes)), on_device)
+
+
+def host_memory_mb() -> float:
+    """What this process may use of the machine's memory: all of it, or what its container has."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        whole = min(whole, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        pass
+    return 1e-6 * whole
 
 
 class History:

@@ -15,7 +15,7 @@ from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media, SessionState
 from wm_jax.serving.config import ServeConfig
 from wm_jax.serving.events import EventLog
-from wm_jax.serving.history import Filed, History, Kept, Trail, room_for
+from wm_jax.serving.history import Filed, History, Kept, Trail, host_memory_mb, room_for
 from wm_jax.serving.keeper import Keeper, Terms
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import CloseCode, Error, ErrorCode, GoAway, Mode, Queue, Refusal, SessionEnded
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.5
+
+HOST_SHARE = 0.5
+"""Of this machine's memory what the kept states of all sessions may occupy at most."""
 
 CLOSING_S = 10.0
 """What the goodbyes of all connections may take when the server stops; each has a much shorter bound of its own."""
@@ -113,7 +116,12 @@ class Lobby:
         self.keeper = keeper
         self.batcher = batcher
         self.is_draining = False
-        self.room = room_for(memory_bytes, config.history, config.history_mb, config.history_host_mb)
+        host_mb = min(config.history_host_mb, HOST_SHARE * host_memory_mb() / config.slots)
+        self.room = room_for(memory_bytes, config.history, config.history_mb, host_mb)
+        log.info(
+            "%d states of a session are kept, one every %d frames, %d of them on the device",
+            *(self.room.depth, config.history_every, min(self.room)),
+        )
         self._controls = controls
         self._fps = fps
         self._places: dict[str, Place] = {}

@@ -251,7 +251,7 @@ class KeyInfo(Message):
 
 
 class Capabilities(Message):
-    """What this server can do for a session; `control` seeks to one of the newest `kept_frames` frames, every `kept_every`-th.
+    """What this server can do for a session; `control` seeks to one of the newest `kept_frames` kept frames, about every `kept_every`-th.
 
     Some that are older lie on the server's disk: `GET /v1/sessions/{id}` lists all.
     """

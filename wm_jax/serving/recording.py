@@ -57,7 +57,7 @@ class RecordingInfo(_Written):
       keys: The world's, in its order.
       first_frame: Index of the first frame.
       is_cut: Whether there were frames before it; then it begins with a state that the session kept.
-      kept_frames: How many states the session kept, one every `kept_every` frames.
+      kept_frames: How many states the session kept, about one every `kept_every` frames.
       recorded_at: Seconds since the epoch.
       frames_sha256: Of all pixels, if they were made.
     """
