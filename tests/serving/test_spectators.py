@@ -48,9 +48,8 @@ def test_a_slow_spectator_loses_frames_and_the_player_none(server):
     with server.connect(session) as played, server.connect(invite(server, session)) as watched:
         player, slow = server.talk(played), server.talk(watched, acknowledges=False)
         player.wait_for_frames(1)
-        server.service.lobby.find(
-            session["session_id"]
-        ).session.outbox.credit_window = 100  # this test may be slow itself
+        place = server.service.lobby.find(session["session_id"])
+        place.session.outbox.credit_window = 100  # or the player loses some because this test is slow to acknowledge
         slow.wait_for_frames(2)
         while player.frames[-1][0]["frame_id"] < slow.frames[-1][0]["frame_id"]:
             player.receive()
