@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import wm_jax as wm
+from wm_jax.export.programs import bare_shapes
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.engine import Engine, Scenes
 from wm_jax.serving.events import EventLog, Events
-from wm_jax.serving.history import History, Memory, Mover
+from wm_jax.serving.history import Filed, History, Kept, Memory, Mover, Trail
 from wm_jax.serving.outbox import Outbox
 from wm_jax.serving.protocol import Action, Step
 from wm_jax.serving.real import Arcade
-from wm_jax.serving.session import Opening, Session
+from wm_jax.serving.session import Moment, Opening, Session
+from wm_jax.serving.snapshots import arrays_of, opening_of
 
 SLOTS, DEPTH, EVERY, RECORDED = 3, 3, 2, 24
 
@@ -66,6 +68,13 @@ def made_again(events: Events) -> dict[int, bytes]:
     return frames
 
 
+class Written(NamedTuple):
+    """What was written of a session: what led to its next frame, that frame, and how it goes on from there."""
+
+    past: Past
+    moment: Moment
+
+
 @dataclasses.dataclass
 class Player:
     """The simple model of a session: what led to its next frame, and what is still to come."""
@@ -80,6 +89,10 @@ class Player:
     restart: Past | None = None
     kept: list[tuple[int, Past]] = dataclasses.field(default_factory=list)
     shown: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    written: Written | None = None
+    filed: list[Written] = dataclasses.field(default_factory=list)
+    begun: set[int] = dataclasses.field(default_factory=set)
+    came_with: Past | None = None
 
     @property
     def is_due(self) -> bool:
@@ -92,6 +105,8 @@ class Player:
             restart, held = self.steps.pop(0)
         else:
             self.restart, self.tapped = None, frozenset()
+        if restart is not None and restart is not self.came_with:
+            self.begun.add(self.frame_id)
         self.past = restart or self.past
         if self.frame_id % EVERY == 0:
             self.kept = [*(kept for kept in self.kept if kept[0] < self.frame_id), (self.frame_id, self.past)][-DEPTH:]
@@ -106,6 +121,15 @@ class Player:
             if taken.is_due:
                 taken.next_frame()
         self.kept = [kept for kept in taken.kept if kept[0] < self.frame_id]
+
+
+def engine_state(opening: Opening) -> Memory | None:
+    """What an opening remembers, as it is read from a file; None: nothing."""
+    if opening.memory is None:
+        return None
+    shapes = bare_shapes(engine().world, 1)
+    read = opening_of(arrays_of(opening), Opening(0), opening.memory.stream, shapes, engine().world.config.image, 0)
+    return read.memory
 
 
 players = st.integers(0, SLOTS - 1)
@@ -136,13 +160,17 @@ class Storm(RuleBasedStateMachine):
     def chosen(self, index: int) -> Player:
         return self.players[index % len(self.players)]
 
-    def seat(self, opening: Opening, past: Past, mode: Any) -> None:
+    def session(self, opening: Opening, mode: Any) -> Session:
         world = engine().world.config
-        session = Session(
+        made = Session(
             *(world.controls, world.fps, Outbox(None), opening),
             mode=mode, codec="raw", history=History(DEPTH, EVERY, on_device=len(self.players)), events=EventLog(RECORDED),
         )  # fmt: skip
-        session.is_connected = True
+        made.is_connected, made.trail = True, Trail(DEPTH)
+        return made
+
+    def seat(self, opening: Opening, past: Past, mode: Any) -> None:
+        session = self.session(opening, mode)
         assert self.batcher.seat(session) == (len(self.players) < SLOTS)
         if len(self.players) < SLOTS:
             self.players.append(Player(session, past, restart=past))
@@ -201,6 +229,67 @@ class Storm(RuleBasedStateMachine):
             frame, past = player.kept[back]
             assert player.session.seek(frame + 1 if player.kept[-1][0] == frame else frame)[1] == frame
             player.restart = past
+
+    @precondition(lambda self: self.players)
+    @rule(index=players)
+    def write(self, index: int) -> None:
+        """As to the disk; what was written before stays there, unless the session began anew since, at that very frame."""
+        player = self.chosen(index)
+        asked = self.batcher.capture(player.session)
+        self.batcher._capture_next()
+        moment, next_one = asked.result(), player.steps[0][0] if player.steps else player.restart
+        state = engine_state(moment.opening)
+        writing = player.session.writing(moment.frame_id)
+        player.session.trail.follow(writing, None if state is None else Filed(0, moment.frame_id))
+        older = player.written
+        if older is not None and older.moment.opening.memory is not None:
+            frame_id = older.moment.frame_id
+            stays = frame_id < player.frame_id and frame_id not in player.begun
+            player.filed = [*player.filed, *[older][:stays]][-DEPTH:]
+        opening = dataclasses.replace(moment.opening, memory=state)
+        player.written = Written(next_one or player.past, moment._replace(opening=opening))
+        assert [one.moment.frame_id for one in player.filed] == player.session.trail.frames
+
+    @precondition(lambda self: self.players)
+    @rule(index=players, which=st.integers(0, DEPTH - 1))
+    def seek_what_is_on_the_disk(self, index: int, which: int) -> None:
+        player = self.chosen(index)
+        if which < len(player.filed):
+            past, moment = player.filed[which]
+            if player.session.filed_at(moment.frame_id) is not None:
+                assert moment.opening.memory is not None
+                recalled = Kept(moment.frame_id, moment.opening.memory)
+                assert player.session.seek(moment.frame_id, None, recalled)[1] == moment.frame_id
+                player.restart = past
+
+    @precondition(lambda self: self.players)
+    @rule(index=players)
+    def killed(self, index: int) -> None:
+        """Its server is; another one takes it up as it was written."""
+        player = self.chosen(index)
+        if player.written is None:
+            return
+        past, moment = player.written
+        mode, is_fork = player.session.mode, player.session.opening.memory is not None
+        self.batcher.evict(player.session)
+        again = self.session(dataclasses.replace(moment.opening, memory=None), mode)
+        again.go_on(player.session.id, moment, is_fork)
+        newest = None if moment.opening.memory is None else Filed(0, moment.frame_id)
+        again.trail = Trail(DEPTH, [Filed(0, one.moment.frame_id) for one in player.filed], newest)
+        assert self.batcher.seat(again)
+        held = frozenset(np.flatnonzero(moment.keys).tolist()) if mode == "stepped" else frozenset()
+        shown = {frame_id: payload for frame_id, payload in player.shown.items() if frame_id < moment.frame_id}
+        self.players[self.players.index(player)] = Player(
+            again,
+            past,
+            moment.frame_id,
+            held,
+            restart=past,
+            shown=shown,
+            written=player.written,
+            filed=player.filed,
+            came_with=past,
+        )
 
     @precondition(lambda self: self.players and len(self.players) < SLOTS)
     @rule(index=players, mode=st.sampled_from(["realtime", "stepped"]))
