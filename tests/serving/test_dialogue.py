@@ -209,7 +209,7 @@ def test_a_client_for_asyncio_shows_what_a_script_is_shown(server, wanted, tmp_p
         async with await Client.connect(server.url, seed=5, codec="raw", wire=wire) as client:
             assert (client.shape, client.mode) == ((32, 32, 3), "stepped")
             first = await client.step(UP, 18)
-            assert await client.seek(17) == 15
+            assert await client.kept() == [0, 15] and await client.seek(17) == 15
             np.testing.assert_array_equal(await client.step(UP, 3), wanted[15:18])
             async with await client.fork() as fork:
                 np.testing.assert_array_equal(await client.step(UP, 2), await fork.step(UP, 2))

@@ -158,6 +158,14 @@ class Client(Dialogue):
         """
         return await asyncio.to_thread(record, self._url, self.id, Path(path), self.resume_token, video)
 
+    async def kept(self) -> list[int]:
+        """The frames that `seek` and `fork` can go back to, oldest first.
+
+        Raises:
+          ServerError: the session is gone.
+        """
+        return await self._perform(self._looking_back())
+
     async def fork(self, at: int | None = None) -> "Client":
         """A session of its own that goes on as this one is, or was at the newest kept frame up to `at`.
 

@@ -249,6 +249,10 @@ class Dialogue:
         body = {} if at is None else {"at": at}
         return (yield Call(functools.partial(request, "POST", where, body, self._auth or self._token)))
 
+    def _looking_back(self) -> Talk[list[int]]:
+        where = f"{self._url}/v1/sessions/{self.id}"
+        return (yield Call(functools.partial(request, "GET", where, None, self._auth or self._token)))["kept"]
+
     def _closing(self, keep: bool) -> Talk[None]:
         self._is_closed = True
         try:

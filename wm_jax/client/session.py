@@ -164,6 +164,14 @@ class Session(Dialogue):
         """
         return record(self._url, self.id, Path(path), self.resume_token, video)
 
+    def kept(self) -> list[int]:
+        """The frames that `seek` and `fork` can go back to, oldest first.
+
+        Raises:
+          ServerError: the session is gone.
+        """
+        return self._perform(self._looking_back())
+
     def fork(self, at: int | None = None) -> "Session":
         """A session of its own that goes on as this one is, or was at the newest kept frame up to `at`.
 
