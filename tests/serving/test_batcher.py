@@ -206,6 +206,42 @@ def test_who_joins_while_a_frame_is_being_lost_begins_again_and_ends_nobody():
         assert [frame.payload[0] for frame in shown] == list(range(1, count + 1))
 
 
+def test_of_two_lost_frames_the_second_began_anew_and_the_first_follows_from_the_one_before_it():
+    delivered: list[Any] = []
+    engine = PoisonedEngine()
+    batcher = Batcher(engine, Arcade("none", print), 30.0, delivered.extend)
+    session = Session(KEYS, 30.0, Outbox(None), Opening(0), mode="stepped", codec="raw", history=History(4, 3))
+    session.is_connected = True
+    assert batcher.seat(session)
+
+    def ask(count: int, step_id: int) -> None:
+        held = [{"held": ["Space"]}]
+        session.ask(Step.model_validate({"type": "step", "step_id": step_id, "n": count, "actions": held}))
+
+    def scatter() -> None:
+        batcher._launched.put(None)
+        batcher._scatter_all()
+
+    ask(6, 0)
+    session.restart()
+    ask(3, 1)
+    for _ in range(5):
+        batcher._launch(is_tick=True)
+    scatter()
+    engine.is_failing = True
+    batcher._launch(is_tick=True)
+    batcher._launch(is_tick=True)
+    scatter()
+    broken = batcher._broken.get()
+    assert broken.error is not None and session.frames == 7
+    batcher._recover(broken.error, broken.turns)
+    for _ in range(4):
+        batcher._launch(is_tick=True)
+    scatter()
+    assert [frame.frame_id for _, frame in delivered] == list(range(9)) and session.failure is None
+    assert [frame.payload[0] for _, frame in delivered] == [1, 2, 3, 4, 5, 6, 1, 2, 3]
+
+
 class SlowState:
     """On a device from which nothing comes until the gate opens."""
 

@@ -9,6 +9,7 @@ import pytest
 
 import wm_jax as wm
 from wm_jax.serving.engine import Engine, Scenes
+from wm_jax.serving.history import Memory
 from wm_jax.serving.session import Opening
 from wm_jax.world.slots import take_rows
 from wm_jax.world.step import pick_prompt
@@ -199,3 +200,18 @@ def test_a_smaller_program_that_rounds_otherwise_is_not_used(fresh_programs):
 
     fresh_programs.setattr(wm.World, "next_frame", leaning)
     assert engine_of(2, has_ladder=True).sizes == (2,)
+
+
+class Lost:
+    """What was copied of a state that is no more."""
+
+    def block_until_ready(self):
+        raise RuntimeError("the device had a bad moment")
+
+
+def test_a_memory_that_was_lost_fails_alone():
+    engine = engine_of(2)
+    engine.seat(1, Opening(3))
+    with pytest.raises(RuntimeError, match="bad moment"):
+        engine.seat(0, Opening(0, memory=Memory(Lost())))
+    assert engine.is_sound and stepped(engine, range(2), {1}, held(1, 1)[0])[1].shape == (32, 32, 3)

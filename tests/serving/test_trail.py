@@ -103,6 +103,13 @@ def test_on_a_full_disk_the_past_makes_room_for_what_counts(store, tiny, monkeyp
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_file(*asked)
 
+    def broken(*asked):
+        raise SafetensorError("I/O error: Input/output error (os error 5)")
+
+    monkeypatch.setattr(snapshots, "save_file", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.save(NAME, a_record(frame_id=40), a_moment(tiny[0], 40))
+    assert len(list(store._folder.glob("*.past"))) == 3, "that disk is not full"
     monkeypatch.setattr(snapshots, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         store.save(NAME, a_record(frame_id=40), a_moment(tiny[0], 40))

@@ -488,12 +488,15 @@ class Batcher:
         due: list[tuple[float, int, Session, Turn]] = []
         for slot, session, turn in turns:
             late = session.lateness(turn.frame_id)
-            if late is not None and (late == math.inf or self._mover.has_room or not session.moves_states):
+            if late is not None:
                 due.append((late, slot, session, turn))
         due.sort(key=lambda one: one[0], reverse=True)
-        for count, (late, slot, session, turn) in enumerate(due):
-            if count < self._copies or late == math.inf:
+        copied = 0
+        for late, slot, session, turn in due:
+            has_room = copied < self._copies and (self._mover.has_room or not session.moves_states)
+            if has_room or late == math.inf:
                 self._keep(slot, session, turn.frame_id)
+                copied += 1
 
     def _keep(self, slot: int, session: Session, frame_id: int) -> None:
         """Copies a state; where the device has no room for one the frame is made all the same."""

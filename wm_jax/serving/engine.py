@@ -228,6 +228,8 @@ class Engine:
         return Memory(self._take(self._state, np.int32(slot)), stream)
 
     def _recall(self, slot: int, memory: Memory) -> Any:
+        # What was copied while a frame was being lost fails here, for its own session, and not in the state of all.
+        jax.block_until_ready(memory.state)
         if self._noise is not None:
             self._noise.resume(slot, memory.stream)
         return memory.state

@@ -194,7 +194,7 @@ class Session:
         self._pts_ms = 1e3 * moment.frame_id / self.fps
         self._restart = self._came_with = moment.opening
         # A fork has no seed to begin at again: it begins where it went on.
-        self.opening = moment.opening if is_fork else dataclasses.replace(moment.opening, memory=None)
+        self.opening = dataclasses.replace(moment.opening, memory=moment.opening.memory if is_fork else None)
         if self.mode == "stepped":
             self._keys = self._launched_keys = moment.keys
 
@@ -477,14 +477,15 @@ class Session:
             self._log.give_back(turn.frame_id)
             self._events.give_back(turn.frame_id)
             self._history.forget(turn.frame_id - 1)
-            if turn.opening is not None:
-                self.is_seated = False  # what is in its slot is not its own: it begins anew with that frame
             self._next_frame = turn.frame_id
             self._pts_ms = turn.pts_ms
             if self.mode == "stepped":
                 self._give_back_step(turn)
+                self.is_seated = not (self._steps and self._steps[0].beginning)
                 return
             self._restart = self._restart or turn.opening
+            # Where it begins anew with that frame, what is in its slot is not its own.
+            self.is_seated = self._restart is None
             tapped = turn.keys & ~self._keys if turn.tapped is None else turn.tapped | (turn.keys & ~self._keys)
             self._tapped = tapped if self._tapped is None else self._tapped | tapped
             self._mouse = moved(self._mouse, turn.mouse)

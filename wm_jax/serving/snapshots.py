@@ -7,6 +7,7 @@ noticed can write epoch 3 as often as it likes: the newest epoch counts.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -52,6 +53,8 @@ ABANDONED_S = 600.0
 LOOKS = 5
 LOOK_S = 0.002
 """A listing that is read while a file changes its name may show neither its old nor its new one; the next one shows it."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 HASHED_BYTES = 65_536
 """Of each array of weights: enough to tell two trainings apart, and little enough for weights of many gigabytes."""
@@ -176,8 +179,8 @@ class SnapshotStore:
             self._check_newest(name, epoch)
             try:
                 size = _write(partial, record, moment)
-            except OSError:
-                if not self._give_up_pasts(name):
+            except OSError as error:
+                if error.errno not in FULL or not self._give_up_pasts(name):
                     raise
                 size = _write(partial, record, moment)
             if writing is not None and writing.before is not None and size <= self._room:
@@ -310,6 +313,7 @@ class SnapshotStore:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
             if paths:
+                self._room = 0.0
                 log.warning("the disk is full: %d states that sessions had before make room", len(paths))
                 return True
         return False
@@ -452,7 +456,8 @@ def _write(path: Path, record: Record, moment: Moment) -> int:
     try:
         save_file(arrays_of(moment.opening), path, told)
     except SafetensorError as error:
-        raise OSError(f"{path.parent}: {error}") from None
+        told_by = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(told_by[1]) if told_by else None, f"{path.parent}: {error}") from None
     with path.open("rb") as written:
         os.fsync(written.fileno())
     return path.stat().st_size
