@@ -25,6 +25,7 @@ from wm_jax.checkpoint import save_world
 from wm_jax.ports.open_oasis import OasisWorld
 from wm_jax.serving.app import make_app
 from wm_jax.serving.config import ServeConfig
+from wm_jax.serving.replay import Film
 from wm_jax.serving.server import bind, make_server
 from wm_jax.serving.service import Service
 from wm_jax.types import ControlSpace, KeyBinding, Params
@@ -252,6 +253,20 @@ def free_slots(request: pytest.FixtureRequest) -> Iterator[None]:
         server.tickets.clear()
         for session_id in list(server.service.lobby._places):
             server.http.delete(f"{server.url}/v1/sessions/{session_id}")
+
+
+@pytest.fixture
+def films_go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until this is set no film has more than four frames: whoever makes one is still at it when players come."""
+    going_on, write = threading.Event(), Film.write
+
+    def waiting(self: Film, frame: np.ndarray) -> None:
+        if self.frames >= 4:
+            going_on.wait(20)
+        write(self, frame)
+
+    monkeypatch.setattr(Film, "write", waiting)
+    return going_on
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from tests.serving.conftest import Server, Talk, wait_until
 from wm_jax.serving import recording
 from wm_jax.serving.protocol import ErrorCode, Refusal
-from wm_jax.serving.replay import Film, frames_of
+from wm_jax.serving.replay import frames_of
 
 RAW: dict[str, Any] = {"mode": "stepped", "media": {"codec": "raw"}}
 
@@ -102,18 +102,20 @@ def sha256(frames: list[bytes]) -> str:
 @contextlib.contextmanager
 def holding(server: Server) -> Iterator[None]:
     """No frame is made for a while."""
-    batcher, loop = server.service.batcher, server.service.loop
+    held, loop = server.service.batcher.holding(), server.service.loop
     assert loop is not None
 
-    async def hold(count: int) -> None:
-        batcher._holds += count
-        batcher.wake()
+    async def begin() -> None:
+        held.__enter__()
 
-    asyncio.run_coroutine_threadsafe(hold(1), loop).result(20)
+    async def end() -> None:
+        held.__exit__(None, None, None)
+
+    asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
     try:
         yield
     finally:
-        asyncio.run_coroutine_threadsafe(hold(-1), loop).result(20)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(20)
 
 
 def test_a_played_session_beside_a_neighbour_is_replayed_to_the_bit(server, tmp_path):
@@ -237,15 +239,7 @@ def test_a_frame_that_was_made_twice_is_written_down_once(server, tmp_path, monk
     assert replayed(server, answer, tmp_path) == live
 
 
-def test_a_player_who_comes_gets_the_slot_of_a_replay(server, monkeypatch):
-    come, write = threading.Event(), Film.write
-
-    def until_he_comes(self, frame):
-        if self.frames >= 4:
-            come.wait(20)
-        write(self, frame)
-
-    monkeypatch.setattr(Film, "write", until_he_comes)
+def test_a_player_who_comes_gets_the_slot_of_a_replay(server, films_go_on):
     ticket = server.create(**RAW)
     with server.connect(ticket) as socket:
         step(server.talk(socket), 1, [], n=64)
@@ -258,7 +252,7 @@ def test_a_player_who_comes_gets_the_slot_of_a_replay(server, monkeypatch):
             time.sleep(0.001)
         assert not server.service.batcher.empty_slots and server.free_slots() == 1
         other = server.create(**RAW)
-        come.set()
+        films_go_on.set()
         asking.join(30)
         refused = answers[0].json()
         assert (answers[0].status_code, refused["code"]) == (503, "full") and "?video=false" in refused["message"]

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import io
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -79,22 +78,14 @@ def test_a_rollout_is_what_stepped_sessions_show(server, tmp_path):
     assert not server.service.rollouts._known, "who has fetched the frames has removed them"
 
 
-def test_players_take_the_slots_and_a_rollout_goes_on_when_they_have_left(server, monkeypatch):
-    come, write = threading.Event(), Film.write
-
-    def until_they_come(self, frame):
-        if self.frames >= 4:
-            come.wait(20)
-        write(self, frame)
-
-    monkeypatch.setattr(Film, "write", until_they_come)
+def test_players_take_the_slots_and_a_rollout_goes_on_when_they_have_left(server, films_go_on):
     scripts = [{"frames": 120, "init": {"seed": seed}} for seed in range(2)]
     rollout = ask(server, *scripts, lossless=True, video=False).json()
     assert rollout["status"] == "queued" and (rollout["frames"], rollout["scripts"], rollout["position"]) == (240, 2, 1)
     wait_until(lambda: show(server, rollout["rollout_id"])["done"] > 3)
     assert server.free_slots() == 2
     tickets = [server.create(mode="stepped", media={"codec": "raw"}, init={"seed": seed}) for seed in range(2)]
-    come.set()
+    films_go_on.set()
     wait_until(lambda: show(server, rollout["rollout_id"])["done"] == 0)
     shown = []
     for ticket in tickets:

@@ -120,7 +120,7 @@ class Lobby:
         self.room = room_for(memory_bytes, config.history, config.history_mb, host_mb)
         log.info(
             "%d states of a session are kept, one every %d frames, %d of them on the device",
-            *(self.room.depth, config.history_every, min(self.room)),
+            *(self.room.depth, config.history_every, self.room.on_device),
         )
         self._controls = controls
         self._fps = fps

@@ -395,7 +395,7 @@ class Session:
     def has_restart(self) -> bool:
         """Whether its next frame does not follow from the one before: it was started anew, or went back."""
         with self._lock:
-            return self._restart is not None or (bool(self._steps) and self._steps[0].beginning is not None)
+            return self._beginning is not None
 
     @property
     def is_to_begin(self) -> bool:
@@ -481,15 +481,10 @@ class Session:
             self._pts_ms = turn.pts_ms
             if self.mode == "stepped":
                 self._give_back_step(turn)
-                self.is_seated = not (self._steps and self._steps[0].beginning)
-                return
-            self._restart = self._restart or turn.opening
+            else:
+                self._give_back_latch(turn)
             # Where it begins anew with that frame, what is in its slot is not its own.
-            self.is_seated = self._restart is None
-            tapped = turn.keys & ~self._keys if turn.tapped is None else turn.tapped | (turn.keys & ~self._keys)
-            self._tapped = tapped if self._tapped is None else self._tapped | tapped
-            self._mouse = moved(self._mouse, turn.mouse)
-            self._pressed_at = self._pressed_at or turn.pressed_at
+            self.is_seated = self._beginning is None
 
     def way_back(self) -> Stretch | None:
         """How to make the state before its next frame again; None where nobody knows."""
@@ -498,14 +493,16 @@ class Session:
     def moment(self, memory: Memory) -> Moment:
         """The session as it is: with `memory`, which is its slot's, unless its next frame begins anew anyway."""
         with self._lock:
-            restart = self._restart
-            if self.mode == "stepped" and self._steps:
-                restart = self._steps[0].beginning
-            opening = restart or dataclasses.replace(self.opening, memory=memory if self.is_seated else None)
+            opening = self._beginning or dataclasses.replace(self.opening, memory=memory if self.is_seated else None)
             # To whoever goes on from it, a frame of this session is none of its own.
             return Moment(dataclasses.replace(opening, back_to=None), self._next_frame, self._launched_keys)
 
     # ---- inside
+
+    @property
+    def _beginning(self) -> Opening | None:
+        """What its next frame begins anew with; None: that frame follows from the one before it."""
+        return self._steps[0].beginning if self.mode == "stepped" and self._steps else self._restart
 
     def _note(self, turn: Turn) -> None:
         self._events.note(turn.frame_id, turn.keys, turn.mouse, turn.source, turn.opening)
@@ -589,6 +586,13 @@ class Session:
         if work.launched == len(work.rows):
             self._done.append(self._steps.popleft())
         return turn
+
+    def _give_back_latch(self, turn: Turn) -> None:
+        self._restart = self._restart or turn.opening
+        tapped = turn.keys & ~self._keys if turn.tapped is None else turn.tapped | (turn.keys & ~self._keys)
+        self._tapped = tapped if self._tapped is None else self._tapped | tapped
+        self._mouse = moved(self._mouse, turn.mouse)
+        self._pressed_at = self._pressed_at or turn.pressed_at
 
     def _give_back_step(self, turn: Turn) -> None:
         # The newest of that name: a finished step that is forgotten may have been asked for anew.
