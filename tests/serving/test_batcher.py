@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import pytest
 
 from tests.serving.conftest import wait_until
 from wm_jax.serving import batcher as batcher_module
+from wm_jax.serving import pace
 from wm_jax.serving.batcher import Batcher
 from wm_jax.serving.bodies import CreateSession, Media
 from wm_jax.serving.config import ServeConfig
@@ -341,6 +342,118 @@ def test_dreams_that_begin_share_the_time_between_frames_and_nobody_waits_for_lo
     batcher.stop()
     assert set(dict(delivered)) == {restless, stepping, *players}, "nobody waits for those who begin again and again"
     assert max(engine.begun) == 1 and 1 < sum(engine.begun) <= 2 + 100.0 * (time.monotonic() - began), "one a tick"
+
+
+class BeginningEngine(StartingEngine):
+    """There is time to begin between two frames; what is begun is noted, and how many rows are stepped."""
+
+    start_s = 1e-4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (1, 2, 5)
+        self.seeds: list[int] = []
+        self.rows: list[int] = []
+        self.error: Exception | None = None
+
+    def seat(self, slot, opening) -> None:
+        self.seeds.append(opening.seed)
+
+    def take(self, slot) -> Memory:
+        return Memory(slot)
+
+    def wait(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def forget(self) -> None:
+        self.seeds.append(-1)
+
+    def step(self, controls, active, chosen=None):
+        self.rows.append(len(active))
+        return np.zeros((len(active), 8, 8, 3), np.uint8).view(Pixels)
+
+
+@contextlib.contextmanager
+def ticking() -> Iterator[tuple[BeginningEngine, Batcher, Callable[[int], Session], Callable[[], set[Session]]]]:
+    """A batcher whose device thread is this one, a way to join it with a seed, and one to make a frame: who was in it."""
+    engine, delivered = BeginningEngine(), list[Any]()
+    batcher = Batcher(engine, Arcade("none", delivered.extend), 1.0, delivered.extend)
+    batcher._encoder.start()
+
+    def join(seed: int) -> Session:
+        session = Session(KEYS, 1.0, Outbox(None), Opening(seed), codec="raw", history=History(4, 1))
+        session.is_connected = True
+        assert batcher.seat(session)
+        return session
+
+    def tick() -> set[Session]:
+        delivered.clear()
+        batcher.pace.is_tick(max(time.perf_counter(), batcher.pace.due), 0.0)
+        launched = batcher._in_flight
+        batcher._launch(is_tick=True)
+        wait_until(
+            lambda: (
+                batcher._finished.qsize() == batcher._in_flight and len(delivered) > 0 or batcher._in_flight == launched
+            )
+        )
+        return {session for session, _ in delivered}
+
+    try:
+        yield engine, batcher, join, tick
+    finally:
+        batcher._launched.put(None)
+        batcher._encoder.join()
+
+
+def test_a_dream_begins_between_two_frames_so_that_nobody_elses_waits_for_it():
+    with ticking() as (engine, batcher, join, tick):
+        first = join(1)
+        assert tick() == {first} and engine.seeds == [1], "nobody plays who would have to wait"
+        second = join(2)
+        assert tick() == {first} and engine.seeds == [1]
+        assert batcher._begin_ahead() and engine.seeds == [1, 2] and second.next_frame == 0
+        assert not batcher._begin_ahead(), "it waits for its frame"
+        assert tick() == {first, second} and engine.seeds == [1, 2], "already begun"
+
+        second.restart(seed=3)
+        assert batcher._begin_ahead() and engine.seeds == [1, 2, 3]
+        second.restart(seed=4)
+        assert tick() == {first}, "it was begun as it is no longer wanted"
+        batcher.pace._due = time.perf_counter()
+        assert not batcher._begin_ahead(), "a frame is due"
+        assert tick() == {first, second} and engine.seeds == [1, 2, 3, 4], "put off once only"
+
+
+def test_what_was_begun_ahead_is_begun_again_after_a_lost_state():
+    with ticking() as (engine, batcher, join, tick):
+        first = join(1)
+        tick()
+        second, third = join(2), join(3)
+        assert tick() == {first} and batcher._begin_ahead()
+        engine.error = RuntimeError("the device lost it")
+        assert batcher._begin_ahead(), "the state of all is made again"
+        assert engine.seeds == [1, 2, 3, -1, 1] and batcher.pulse.failures == 1
+        assert batcher._begin_ahead() and batcher._begin_ahead()
+        assert tick() == {first, second, third} and engine.seeds[-2:] == [2, 3]
+
+
+def test_ticks_keep_to_the_rows_they_needed_of_late(monkeypatch):
+    monkeypatch.setattr(pace, "STEADY", 3)
+    with ticking() as (engine, _, join, tick):
+        sessions = [join(seed) for seed in range(3)]
+        tick()
+        assert engine.rows.pop() == 5, "all at once: nobody plays yet"
+        sessions[2].pause(True)
+        for _ in range(3):
+            tick()
+        sessions[2].pause(False)
+        tick()
+        sessions[2].pause(True)
+        for _ in range(5):
+            tick()
+        assert engine.rows == [5, 5, 5, 5, 5, 5, 5, 2, 2]
 
 
 class HangingEngine(StillEngine):

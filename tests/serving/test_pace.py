@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from wm_jax.serving.pace import SHARES, WINDOW, Pace
+from wm_jax.serving.pace import SHARES, STEADY, WINDOW, Crowd, Pace
 
 
 def run(pace: Pace, seconds: float, frame_s: float, now: float = 100.0) -> tuple[list[float], float]:
@@ -59,3 +59,27 @@ def test_after_a_rest_the_first_frame_comes_at_once_and_nothing_was_missed():
     _, now = run(pace, 1.0, 0.01)
     pace.rest()
     assert pace.is_tick(now + 1000.0, 0.01) and pace.missed == 0
+
+
+def test_other_work_stays_away_from_ticks_that_had_to_wait_for_it():
+    pace = Pace(1.0)
+    assert pace.is_tick(100.0, 0.0) and pace.has_room(100.0, 0.9) and not pace.has_room(100.2, 0.9)
+    pace.learn(0.5)
+    assert pace.spare_s == 0.0, "it waited for the tick before it"
+    for waited in (0.01, 0.02):
+        pace.learn(None)
+        pace.learn(waited)
+    assert pace.spare_s == pytest.approx(0.03) and not pace.has_room(100.0, 0.98) and pace.has_room(100.0, 0.96)
+    for _ in range(200):
+        pace.learn(0.0)
+    assert pace.has_room(100.0, 0.98), "it is forgotten"
+    pace.learn(None)
+    pace.learn(7.0)
+    assert pace.spare_s == 1.0, "never more than a frame"
+
+
+def test_a_batch_grows_at_once_and_shrinks_after_a_while():
+    crowd = Crowd()
+    assert [crowd.count(rows) for rows in (1, 3, 1)] == [1, 3, 3]
+    assert {crowd.count(2) for _ in range(STEADY - 2)} == {3} and crowd.count(3) == 3
+    assert [crowd.count(2) for _ in range(STEADY + 1)] == [3] * STEADY + [2]

@@ -23,8 +23,9 @@ from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import Mover, Row
 from wm_jax.serving.metrics import Times
 from wm_jax.serving.outbox import EncodedFrame
-from wm_jax.serving.pace import Pace
+from wm_jax.serving.pace import Crowd, Pace
 from wm_jax.serving.protocol import ErrorCode, Refusal
+from wm_jax.serving.pulse import Pulse
 from wm_jax.serving.real import Arcade
 from wm_jax.serving.scatter import encode_turn, is_wanted
 from wm_jax.serving.session import Moment, Opening, Session, Turn
@@ -82,40 +83,6 @@ class Launch(NamedTuple):
     error: Exception | None = None
 
 
-@dataclasses.dataclass
-class Pulse:
-    """What the loop measures of itself: running means over about the last hundred frames.
-
-    Attributes:
-      frames: Calls of the compiled step so far.
-      rows: Sessions that were in them, added up.
-      failures: Frames that failed and were made again.
-      step_s: From launch to pixels on the host, for a batch of the size that was the last.
-      step_of: The same for every size there was.
-      host_s: Processor time of the two threads for one frame, between sleep and sleep, without device call and encoder.
-      launch_s: The device call as the host sees it, until it returns.
-    """
-
-    frames: int = 0
-    rows: int = 0
-    failures: int = 0
-    step_s: float = 0.0
-    host_s: float = 0.0
-    launch_s: float = 0.0
-    encode_s: float = 0.0
-    step_of: dict[int, float] = dataclasses.field(default_factory=dict[int, float])
-
-    def count_launch(self, launch_s: float) -> None:
-        self.launch_s = _mean(self.launch_s, launch_s)
-
-    def count_frame(self, rows: int, size: int, step_s: float, encode_s: float, host_s: float) -> None:
-        self.frames += 1
-        self.rows += rows
-        self.step_s = self.step_of[size] = _mean(self.step_of.get(size, 0.0), step_s)
-        self.encode_s = _mean(self.encode_s, encode_s)
-        self.host_s = _mean(self.host_s, host_s)
-
-
 def _controls(rows: dict[int, Row], chosen: Sequence[int]) -> tuple[Controls, Bool[np.ndarray, " b"]]:
     """What the chosen slots are told, and which of them go on, from what is done in these."""
     first = next(iter(rows.values()))
@@ -129,10 +96,6 @@ def _controls(rows: dict[int, Row], chosen: Sequence[int]) -> tuple[Controls, Bo
         if mouse is not None:
             mouse[index] = row.mouse
     return Controls(keys, mouse), active
-
-
-def _mean(mean: float, value: float) -> float:
-    return value if mean == 0.0 else mean + 0.02 * (value - mean)
 
 
 def _encoded(
@@ -169,6 +132,9 @@ class Batcher:
         self._deliver = deliver
         self._seats: list[Session | None] = [None] * engine.slots
         self._put_off: list[int] = []
+        self._begun: dict[int, Opening] = {}  # what slots hold whose first frame is not made yet
+        self._has_newcomers = False
+        self._crowd = Crowd()
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._captures: queue.SimpleQueue[tuple[Session, Future[Moment]]] = queue.SimpleQueue()
@@ -340,13 +306,16 @@ class Batcher:
             wait = self._time_to_next(time.perf_counter())
             if wait is not None and wait <= 0:
                 break
-            if not self._captures.empty():
+            if not self._captures.empty() or self._begin_ahead():
                 continue
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=wait)
+        woken = time.perf_counter()
         self._await_device()
         self._launched_at, self._is_calling = time.perf_counter(), True
-        self._launch(is_tick=self.pace.is_tick(self._launched_at, self.pulse.step_s))
+        is_tick = self.pace.is_tick(self._launched_at, self.pulse.step_s)
+        self.pace.learn(self._launched_at - woken if is_tick else None)
+        self._launch(is_tick)
         self._is_calling = False
         return True
 
@@ -355,21 +324,60 @@ class Batcher:
         if self.is_held:
             self.pace.rest()
             return None
-        is_playing, is_stepping, start_s = False, False, math.inf
-        for session in self._seats:
+        is_playing, stepping, start_s = False, 0, math.inf
+        for slot, session in enumerate(self._seats):
             if session is None:
                 continue
             if session.mode == "realtime":
                 is_playing = is_playing or session.is_playing
             elif session.has_steps and self._arcade.is_free(session):
-                is_stepping = True
-                start_s = min(start_s, self.engine.start_s if session.is_to_begin else 0.0)
+                stepping += 1
+                start_s = min(start_s, self.engine.start_s if self._is_new(slot, session) else 0.0)
         if not is_playing:
             self.pace.rest()
-            return 0.0 if is_stepping else None
-        if is_stepping and now + self.pulse.step_s + start_s < self.pace.due:
+            return 0.0 if stepping else None
+        if stepping and self.pace.has_room(now, self._longest(stepping) + start_s):
             return 0.0
         return self.pace.due - now
+
+    def _longest(self, rows: int) -> float:
+        """Seconds that a frame of so many sessions may take, as it looks."""
+        return self.pulse.longest_of.get(self.engine.size_for(rows), self.pulse.step_s)
+
+    def _is_new(self, slot: int, session: Session) -> bool:
+        """Whether the device has a dream to begin before the next frame of this session."""
+        return session.is_to_begin and self._begun.get(slot) is not session.beginning
+
+    def _begin_ahead(self) -> bool:
+        """Begins one dream while no frame is made or due, so that nobody else's frame has to wait for it."""
+        newcomer = next(self._newcomers(), None)
+        self._has_newcomers = newcomer is not None  # before the device is looked at: the encoder rings once it is free
+        began = time.perf_counter()
+        # A beginning is waited for, so it may take twice its time before a tick has to wait as well.
+        has_time = began + 2.0 * self.engine.start_s < self.pace.due
+        if newcomer is None or not has_time or self.is_held or self._in_flight > self._finished.qsize():
+            return False
+        slot, session = newcomer
+        opening = session.beginning
+        if opening is None:
+            return False
+        self._launched_at, self._is_calling = began, True
+        try:
+            if self._seat(slot, session, opening):
+                self.engine.wait()
+                self._begun[slot] = opening
+        except Exception as error:
+            log.exception("a dream could not be begun; the others go on from their last frames")
+            self._recover(error, [])
+        self._is_calling = False
+        return True
+
+    def _newcomers(self) -> Iterator[tuple[int, Session]]:
+        """Who waits for a dream that is not begun yet: first those whom a tick has put off, in their order."""
+        for slot in (*self._put_off, *range(len(self._seats))):
+            session = self._seats[slot]
+            if session is not None and self._is_new(slot, session) and self._is_due(session, is_tick=True):
+                yield slot, session
 
     def _await_device(self) -> None:
         """Waits until the device is free, or nearly: launching earlier would only make the controls older."""
@@ -394,7 +402,7 @@ class Batcher:
             if not turns:
                 return
             rows = {slot: Row(turn.keys, turn.mouse) for slot, _, turn in turns}
-            chosen = self.engine.choose(rows)
+            chosen = self.engine.choose(rows, self._crowd.count(len(rows)) if is_tick else 0)
             controls, active = _controls(rows, chosen)
             called, called_cpu = time.perf_counter(), time.thread_time()
             frames = self.engine.step(controls, active, chosen)
@@ -426,6 +434,7 @@ class Batcher:
         for _, session, turn in sorted(turns, key=lambda taken: -taken[2].frame_id):
             session.give_back(turn)
         self.engine.forget()
+        self._begun.clear()
         self._make_again()
 
     def _make_again(self) -> None:
@@ -451,10 +460,11 @@ class Batcher:
     def _gather(self, is_tick: bool, turns: list[tuple[int, Session, Turn]]) -> None:
         """Takes every latch into `turns`; starts dreams anew where asked; sends the turns of real games to the arcade.
 
-        Whoever begins does not make those wait who play: where there is no time for all beginnings some come later, in the
-        order in which they were put off, and before others.
+        Whoever begins does not make those wait who play: it is put off once, to begin between two frames, and where there is
+        no time for all beginnings some come later, in the order in which they were put off, and before others.
         """
         room, before, self._put_off = self._beginnings(is_tick), self._put_off, []
+        is_shared = is_tick and bool(self.engine.start_s) and self._has_others()
         for slot in (*before, *(slot for slot in range(len(self._seats)) if slot not in before)):
             session = self._seats[slot]
             if session is None:
@@ -463,8 +473,8 @@ class Batcher:
                 if slot in before and session.is_to_begin:
                     self._put_off.append(slot)
                 continue
-            if session.is_to_begin:
-                if not room:
+            if self._is_new(slot, session):
+                if not room or (is_shared and slot not in before):
                     self._put_off.append(slot)
                     continue
                 room -= 1
@@ -474,7 +484,8 @@ class Batcher:
             if turn.source == "real":
                 self._arcade.play(session, turn)
                 continue
-            if turn.opening is not None and not self._seat(slot, session, turn.opening):
+            is_begun = self._begun.pop(slot, None) is turn.opening
+            if turn.opening is not None and not is_begun and not self._seat(slot, session, turn.opening):
                 continue
             turns.append((slot, session, turn))
             if turn.opening is not None:
@@ -515,6 +526,10 @@ class Batcher:
             return slots
         left = 1.0 / self.pace.fps if is_tick else self.pace.due - time.perf_counter()
         return min(slots, max(int(is_tick), int((left - self.pulse.step_s) / start_s)))
+
+    def _has_others(self) -> bool:
+        """Whether anybody plays on whose frame would wait for the beginnings before it."""
+        return any(session and session.is_playing and not session.is_to_begin for session in self._seats)
 
     def _seat(self, slot: int, session: Session, opening: Opening) -> bool:
         """Starts a dream in its slot; a beginning that cannot be made fails its own session alone."""
@@ -560,6 +575,8 @@ class Batcher:
         done, done_cpu = time.perf_counter(), time.thread_time()
         self._failures = 0
         self._finished.put(None)
+        if self._has_newcomers:
+            self.wake()
         step_s = done - max(launch.at, self._last_done)
         self._last_done = done
         delivery: Delivery = []

@@ -150,7 +150,7 @@ class Engine:
     def _time_start(self) -> float:
         began = time.perf_counter()
         self.seat(0, Opening(0))
-        jax.block_until_ready(self._state)
+        self.wait()
         return time.perf_counter() - began
 
     def _is_exact(self, rows: int, step: Callable[..., tuple[Any, Array]]) -> bool:
@@ -221,6 +221,10 @@ class Engine:
         one = self._begin(slot, opening) if opening.memory is None else self._recall(slot, opening.memory)
         self._state = self._put(self._state, np.int32(slot), one)
 
+    def wait(self) -> None:
+        """Returns when the state is there: nothing is under way any more."""
+        jax.block_until_ready(self._state)
+
     def take(self, slot: int) -> Memory:
         """A copy of all that the session in a slot remembers."""
         assert self._take is not None and self._state is not None, "compile first"
@@ -245,9 +249,9 @@ class Engine:
         """How many rows are stepped where so many are wanted."""
         return next(size for size in self.sizes if size >= count)
 
-    def choose(self, wanted: Collection[int]) -> Sequence[int]:
-        """The slots to step so that these are: as few as there is a program for, the others among them idle."""
-        size = self.size_for(len(wanted))
+    def choose(self, wanted: Collection[int], least: int = 0) -> Sequence[int]:
+        """The slots to step so that these are: as few as there is a program for, and so many at least; the others among them idle."""
+        size = self.size_for(max(len(wanted), least))
         if size == self.slots:
             return range(self.slots)
         idle = (slot for slot in range(self.slots) if slot not in wanted)

@@ -512,7 +512,7 @@ class Lobby:
     async def _is_kept(self, place: Place) -> bool:
         """Whether all of it is on the disk, and marked as new: what somebody has removed there is written again."""
         assert self.keeper is not None
-        is_old = place.session.frames <= place.kept_at and not place.session.has_restart
+        is_old = place.session.frames <= place.kept_at and place.session.beginning is None
         is_same = is_old or self._is_elsewhere(place)
         return is_same and await self.keeper.touch(place.session.id, place.epoch)
 

@@ -1,4 +1,6 @@
-"""The media clock of all realtime sessions: when their next frame is due, and how fast it runs where the device is too slow."""
+"""The media clock of all realtime sessions: when their next frame is due, and how fast it runs where the device is too slow;
+what may be done between two frames, and how many rows a frame has.
+"""
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
 """Of the wanted frames a second, from best to worst."""
@@ -15,6 +17,15 @@ ROOM = 0.8
 PATIENCE = 3
 """Windows in a row in which it must."""
 
+AWAY_S = 0.002
+"""A tick that had to wait for less was on time."""
+
+RELAX = 0.98
+"""By how much less, from tick to tick, other work stays away from them after one had to wait for it."""
+
+STEADY = 60
+"""Ticks for which a batch must have been larger than needed before a smaller one is stepped."""
+
 
 class Pace:
     """Ticks at a rate that the device keeps up with. Used by the device thread; the attributes are read by anyone.
@@ -26,11 +37,14 @@ class Pace:
       wanted: Frames a second.
       fps: Frames a second now.
       missed: Ticks that were skipped so far.
+      spare_s: How far other work stays away from a tick, as learned from ticks that had to wait for such work.
     """
 
     def __init__(self, fps: float) -> None:
         self.wanted = self.fps = fps
         self.missed = 0
+        self.spare_s = 0.0
+        self._came_between = False
         self._share = 0
         self._due = 0.0
         self._ticks = 0
@@ -66,6 +80,21 @@ class Pace:
         self._due = self._due + period if late < period else now + period
         return True
 
+    def has_room(self, now: float, work_s: float) -> bool:
+        """Whether work that takes so long can be done before the next tick."""
+        return now + work_s + self.spare_s < self._due
+
+    def learn(self, waited_s: float | None) -> None:
+        """How long a tick had to wait for the device; None: something was begun on it that is no tick."""
+        if waited_s is None:
+            self._came_between = True
+            return
+        if self._came_between and waited_s > AWAY_S:
+            self.spare_s = min(self.spare_s + waited_s, 1.0 / self.fps)
+        else:
+            self.spare_s *= RELAX
+        self._came_between = False
+
     def _count(self, skipped: int, frame_s: float) -> None:
         self._ticks += 1
         self._late += skipped
@@ -83,3 +112,21 @@ class Pace:
     def _run(self, share: int) -> None:
         self._share, self._roomy = share, 0
         self.fps = SHARES[share] * self.wanted
+
+
+class Crowd:
+    """How many rows ticks have: as many as any of the last ones needed.
+
+    A smaller batch takes less time. If it came and went with every player, the frames of all others would come early and
+    then late.
+    """
+
+    def __init__(self) -> None:
+        self._rows = self._spared = 0
+
+    def count(self, rows: int) -> int:
+        """For a tick that needs so many, how many it has at least."""
+        self._spared = self._spared + 1 if rows < self._rows else 0
+        if rows > self._rows or self._spared > STEADY:
+            self._rows, self._spared = rows, 0
+        return self._rows

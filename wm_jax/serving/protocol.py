@@ -466,6 +466,8 @@ def _refusal(text: str, error: ValidationError) -> Refusal:
 
 def _event_id(text: str) -> "EventId | None":
     """The event that a broken message speaks of, if that much can be read."""
+    if not text.lstrip().startswith("{"):
+        return None  # only an object names one, and garbage is not worth the reading
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):  # nested too deeply

@@ -392,10 +392,10 @@ class Session:
         return bool(self._steps) and self.failure is None and not self.outbox.is_full
 
     @property
-    def has_restart(self) -> bool:
-        """Whether its next frame does not follow from the one before: it was started anew, or went back."""
+    def beginning(self) -> Opening | None:
+        """What its next frame begins anew with; None: that frame follows from the one before it."""
         with self._lock:
-            return self._beginning is not None
+            return self._beginning
 
     @property
     def is_to_begin(self) -> bool:
