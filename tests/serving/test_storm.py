@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ def engine() -> Engine:
     world, params = wm.tiny_world(0)
     made = Engine(world, params, Scenes(wm.Prompt()), SLOTS)
     made.compile(lambda name, share: None)
-    made.start_s = 1e-6  # nobody is put off for want of time, however busy the machine
+    made.start_s = 0.0  # nobody is put off, however busy the machine
     return made
 
 
@@ -344,6 +345,12 @@ class Storm(RuleBasedStateMachine):
             assert first.error is not None
             self.batcher._recover(first.error, first.turns)
             self.batcher._failures = 0
+
+    @rule()
+    def begin_ahead(self) -> None:
+        self.batcher.pace._due = math.inf
+        while self.batcher._begin_ahead():
+            pass
 
     @rule()
     def tick(self) -> None:
