@@ -16,18 +16,21 @@ def test_the_timeline_goes_back_and_the_world_goes_on_from_there(open_page, serv
     page.evaluate(f"() => {{ {RECORD} }}")
     page.evaluate("__wm.player.addEventListener('ack', ({ detail }) => { window.ack = detail; })")
     page.wait_for_function("drawn.length > 40")
-    before = page.evaluate("__wm.frameId")
-    page.locator("#timeline input").fill("-30")
-    page.wait_for_function("window.ack?.restored_frame !== undefined")
-    applied, restored = page.evaluate("[ack.applied_at_frame, ack.restored_frame]")
-    # 30 frames before the one it showed then, or the last state kept before that, of which there is one every 15 frames.
-    assert before - 45 < restored < applied - 30 and page.text_content("#timeline output") == "now"
-    page.wait_for_function(f"__wm.frameId > {applied + 30}")
-    drawn = dict(page.evaluate("drawn"))
-    pairs = [
-        (drawn[restored + n], drawn[applied + n]) for n in range(30) if {restored + n, applied + n} <= drawn.keys()
-    ]
-    assert len(pairs) >= 3, "a busy machine may draw few of the frames"
+    pairs: list[tuple[str, str]] = []
+    for _ in range(5):  # a busy machine draws few of the frames, and few of them twice
+        before = page.evaluate("window.ack = undefined, __wm.frameId")
+        page.locator("#timeline input").fill("-30")
+        page.wait_for_function("window.ack?.restored_frame !== undefined")
+        applied, restored = page.evaluate("[ack.applied_at_frame, ack.restored_frame]")
+        # 30 frames before the one it showed then, or the last state kept before that, of which there is one every 15 frames.
+        assert before - 45 < restored < applied - 30 and page.text_content("#timeline output") == "now"
+        page.wait_for_function(f"__wm.frameId > {applied + 45}")
+        drawn = dict(page.evaluate("drawn"))
+        both = ((restored + n, applied + n) for n in range(applied - restored))
+        pairs += [(drawn[then], drawn[now]) for then, now in both if {then, now} <= drawn.keys()]
+        if len(pairs) >= 3:
+            break
+    assert len(pairs) >= 3
     assert all(then == now for then, now in pairs)
 
 
