@@ -36,7 +36,7 @@ const keys = new Keys(at("keys"), bindings, (held) => {
 });
 const look = new Look(screen.canvas, keys, (mouse) => player.look(keys.held, mouse));
 const wheel = new Wheel(at("screen"), keys);
-const timeline = new Timeline(at("timeline"), (frame) => player.seek(frame));
+const timeline = new Timeline(at("timeline"), () => player.frameId, (frame) => player.seek(frame));
 const controls = new Controls(/** @type {HTMLDialogElement} */ (at("controls")), bindings);
 const graph = new Graph(at("graph"), at("graph-button"));
 const saving = new Saving(player);
@@ -327,7 +327,6 @@ setInterval(() => {
   drawNumbers(player, clock);
   graph.draw(player.trace, player.session?.fps ?? 30);
   saving.show();
-  timeline.follow(player.frameId);
 }, 250);
 setInterval(() => !document.hidden && refreshSeats(), 10000);
 

@@ -1,18 +1,17 @@
 /** The last seconds as a slider: let it go at a moment, and the world goes on from there. */
 
 export class Timeline {
-  /** @param {HTMLElement} box @param {(frame: number) => void} seek */
-  constructor(box, seek) {
+  /** @param {HTMLElement} box @param {() => number} newest the frame that is shown @param {(frame: number) => void} seek */
+  constructor(box, newest, seek) {
     this.box = box;
     this.slider = /** @type {HTMLInputElement} */ (box.querySelector("input"));
     this.label = /** @type {HTMLOutputElement} */ (box.querySelector("output"));
     this.every = 1;
     this.fps = 30;
-    this.frame = 0;
     this.slider.addEventListener("input", () => this._say());
     this.slider.addEventListener("change", () => {
       const back = Number(this.slider.value);
-      if (back < 0) seek(this.frame + back);
+      if (back < 0) seek(newest() + back);
       this.slider.value = "0";
       this._say();
       this.slider.blur();
@@ -27,11 +26,6 @@ export class Timeline {
     this.slider.step = String(every);
     this.slider.min = String(-every * (kept - 1));
     this._say();
-  }
-
-  /** The newest frame; one cannot go back further than to the first. @param {number} frame */
-  follow(frame) {
-    this.frame = frame;
   }
 
   _say() {
