@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -426,7 +427,7 @@ def test_a_dream_begins_between_two_frames_so_that_nobody_elses_waits_for_it():
         assert tick() == {first, second} and engine.seeds == [1, 2, 3, 4], "put off once only"
 
 
-def test_what_was_begun_ahead_is_begun_again_after_a_lost_state():
+def test_a_dream_that_cannot_be_begun_fails_its_own_session_and_those_begun_before_are_begun_again():
     with ticking() as (engine, batcher, join, tick):
         first = join(1)
         tick()
@@ -435,8 +436,51 @@ def test_what_was_begun_ahead_is_begun_again_after_a_lost_state():
         engine.error = RuntimeError("the device lost it")
         assert batcher._begin_ahead(), "the state of all is made again"
         assert engine.seeds == [1, 2, 3, -1, 1] and batcher.pulse.failures == 1
-        assert batcher._begin_ahead() and batcher._begin_ahead()
-        assert tick() == {first, second, third} and engine.seeds[-2:] == [2, 3]
+        assert third.failure == "engine_failed" and second.failure is None
+        assert batcher._begin_ahead() and not batcher._begin_ahead()
+        assert tick() == {first, second} and engine.seeds == [1, 2, 3, -1, 1, 2]
+
+
+def test_who_cannot_begin_between_two_frames_begins_with_the_next(monkeypatch):
+    monkeypatch.setattr(BeginningEngine, "start_s", 0.6)  # twice that is longer than a frame
+    with ticking() as (engine, _, join, tick):
+        first = join(1)
+        tick()
+        second, third = join(2), join(3)
+        assert tick() == {first, second}, "one a tick"
+        assert tick() == {first, second, third} and engine.seeds == [1, 2, 3]
+
+
+def test_whoever_takes_the_slot_of_one_who_was_put_off_is_put_off_himself():
+    with ticking() as (engine, batcher, join, tick):
+        first = join(1)
+        tick()
+        second = join(2)
+        assert tick() == {first}
+        batcher.evict(second)
+        third = join(3)
+        assert tick() == {first} and engine.seeds == [1]
+        assert tick() == {first, third}
+
+
+def test_between_two_frames_a_stepped_session_begins_and_then_steps():
+    with ticking() as (engine, batcher, join, tick):
+        first = join(1)
+        tick()
+        stepped = Session(KEYS, 1.0, Outbox(None), Opening(2), codec="raw", mode="stepped")
+        assert batcher.seat(stepped) and not batcher._has_room_for_steps()
+        stepped.ask(Step(type="step", step_id=0, n=3))
+        assert not batcher._has_room_for_steps(), "there is a dream to begin first"
+        assert batcher._begin_ahead() and engine.seeds == [1, 2] and batcher._has_room_for_steps()
+        batcher._launch(is_tick=False)
+        wait_until(lambda: batcher._is_free)
+        assert (first.frames, stepped.frames) == (1, 1) and engine.rows[-1] == 1
+        assert tick() == {first, stepped}
+        batcher.pace._due = time.perf_counter()
+        assert not batcher._has_room_for_steps(), "a frame is due"
+        batcher.pace._due = math.inf
+        batcher._in_flight += 1
+        assert not batcher._has_room_for_steps(), "the device is busy"
 
 
 def test_ticks_keep_to_the_rows_they_needed_of_late(monkeypatch):

@@ -83,3 +83,6 @@ def test_a_batch_grows_at_once_and_shrinks_after_a_while():
     assert [crowd.count(rows) for rows in (1, 3, 1)] == [1, 3, 3]
     assert {crowd.count(2) for _ in range(STEADY - 2)} == {3} and crowd.count(3) == 3
     assert [crowd.count(2) for _ in range(STEADY + 1)] == [3] * STEADY + [2]
+    assert [crowd.count(rows) for rows in (3, *[2] * STEADY, 1)] == [3] * (STEADY + 1) + [2], (
+        "as many as any of them needed"
+    )

@@ -23,7 +23,7 @@ from wm_jax.serving.engine import Engine
 from wm_jax.serving.history import Mover, Row
 from wm_jax.serving.metrics import Times
 from wm_jax.serving.outbox import EncodedFrame
-from wm_jax.serving.pace import Crowd, Pace
+from wm_jax.serving.pace import Pace
 from wm_jax.serving.protocol import ErrorCode, Refusal
 from wm_jax.serving.pulse import Pulse
 from wm_jax.serving.real import Arcade
@@ -131,10 +131,9 @@ class Batcher:
         self.pace = Pace(fps)
         self._deliver = deliver
         self._seats: list[Session | None] = [None] * engine.slots
-        self._put_off: list[int] = []
+        self._put_off: list[tuple[int, Session]] = []
         self._begun: dict[int, Opening] = {}  # what slots hold whose first frame is not made yet
-        self._has_newcomers = False
-        self._crowd = Crowd()
+        self._is_awaited = False
         self._seating = threading.Lock()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._captures: queue.SimpleQueue[tuple[Session, Future[Moment]]] = queue.SimpleQueue()
@@ -214,6 +213,9 @@ class Batcher:
     def evict(self, session: Session) -> None:
         """Takes the slot back."""
         with self._seating:
+            for slot, seated in enumerate(self._seats):
+                if seated is session:
+                    self._begun.pop(slot, None)
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
@@ -308,9 +310,11 @@ class Batcher:
                 break
             if not self._captures.empty() or self._begin_ahead():
                 continue
+            if self._has_room_for_steps():
+                break
             with contextlib.suppress(queue.Empty):
                 self._bell.get(timeout=wait)
-        woken = time.perf_counter()
+        woken = max(time.perf_counter(), self.pace.due)
         self._await_device()
         self._launched_at, self._is_calling = time.perf_counter(), True
         is_tick = self.pace.is_tick(self._launched_at, self.pulse.step_s)
@@ -324,21 +328,27 @@ class Batcher:
         if self.is_held:
             self.pace.rest()
             return None
-        is_playing, stepping, start_s = False, 0, math.inf
-        for slot, session in enumerate(self._seats):
-            if session is None:
-                continue
-            if session.mode == "realtime":
-                is_playing = is_playing or session.is_playing
-            elif session.has_steps and self._arcade.is_free(session):
-                stepping += 1
-                start_s = min(start_s, self.engine.start_s if self._is_new(slot, session) else 0.0)
-        if not is_playing:
+        if not any(session and session.is_playing for session in self._seats):
             self.pace.rest()
-            return 0.0 if stepping else None
-        if stepping and self.pace.has_room(now, self._longest(stepping) + start_s):
-            return 0.0
+            return 0.0 if any(True for _ in self._stepping()) else None
         return self.pace.due - now
+
+    def _stepping(self) -> Iterator[tuple[int, Session]]:
+        """The stepped sessions that could make a frame, and their slots."""
+        for slot, session in enumerate(self._seats):
+            if session is not None and session.mode == "stepped" and self._is_due(session, is_tick=False):
+                yield slot, session
+
+    def _has_room_for_steps(self) -> bool:
+        """Whether frames of stepped sessions can be made before the next tick; those that begin with theirs are to be begun first."""
+        ready = sum(not self._is_new(slot, session) for slot, session in self._stepping())
+        self._is_awaited = self._is_awaited or ready > 0
+        return ready > 0 and self._is_free and self.pace.has_room(time.perf_counter(), self._longest(ready))
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether the device has made all that was launched."""
+        return self._in_flight == self._finished.qsize()
 
     def _longest(self, rows: int) -> float:
         """Seconds that a frame of so many sessions may take, as it looks."""
@@ -351,11 +361,10 @@ class Batcher:
     def _begin_ahead(self) -> bool:
         """Begins one dream while no frame is made or due, so that nobody else's frame has to wait for it."""
         newcomer = next(self._newcomers(), None)
-        self._has_newcomers = newcomer is not None  # before the device is looked at: the encoder rings once it is free
+        self._is_awaited = newcomer is not None  # before the device is looked at: the encoder rings once it is free
         began = time.perf_counter()
-        # A beginning is waited for, so it may take twice its time before a tick has to wait as well.
-        has_time = began + 2.0 * self.engine.start_s < self.pace.due
-        if newcomer is None or not has_time or self.is_held or self._in_flight > self._finished.qsize():
+        has_time = began + self._start_s < self.pace.due
+        if newcomer is None or not has_time or self.is_held or not self._is_free:
             return False
         slot, session = newcomer
         opening = session.beginning
@@ -366,18 +375,31 @@ class Batcher:
             if self._seat(slot, session, opening):
                 self.engine.wait()
                 self._begun[slot] = opening
+                self.pulse.count_start(time.perf_counter() - began)
         except Exception as error:
             log.exception("a dream could not be begun; the others go on from their last frames")
+            if self._broken.empty():  # nothing else was on the device
+                session.failure = ErrorCode.ENGINE_FAILED
             self._recover(error, [])
         self._is_calling = False
         return True
 
+    @property
+    def _start_s(self) -> float:
+        """How long before a tick a dream has to begin, so that the tick need not wait for it: twice what that takes."""
+        return 2.0 * max(self.engine.start_s, self.pulse.start_s)
+
     def _newcomers(self) -> Iterator[tuple[int, Session]]:
         """Who waits for a dream that is not begun yet: first those whom a tick has put off, in their order."""
-        for slot in (*self._put_off, *range(len(self._seats))):
+        for slot in self._in_turn(self._put_off):
             session = self._seats[slot]
             if session is not None and self._is_new(slot, session) and self._is_due(session, is_tick=True):
                 yield slot, session
+
+    def _in_turn(self, before: list[tuple[int, Session]]) -> list[int]:
+        """All slots, first of those who were put off before and still sit there."""
+        first = [slot for slot, session in before if self._seats[slot] is session]
+        return [*first, *(slot for slot in range(len(self._seats)) if slot not in first)]
 
     def _await_device(self) -> None:
         """Waits until the device is free, or nearly: launching earlier would only make the controls older."""
@@ -402,7 +424,7 @@ class Batcher:
             if not turns:
                 return
             rows = {slot: Row(turn.keys, turn.mouse) for slot, _, turn in turns}
-            chosen = self.engine.choose(rows, self._crowd.count(len(rows)) if is_tick else 0)
+            chosen = self.engine.choose(rows, self.pace.crowd.count(len(rows)) if is_tick else 0)
             controls, active = _controls(rows, chosen)
             called, called_cpu = time.perf_counter(), time.thread_time()
             frames = self.engine.step(controls, active, chosen)
@@ -464,18 +486,19 @@ class Batcher:
         no time for all beginnings some come later, in the order in which they were put off, and before others.
         """
         room, before, self._put_off = self._beginnings(is_tick), self._put_off, []
-        is_shared = is_tick and bool(self.engine.start_s) and self._has_others()
-        for slot in (*before, *(slot for slot in range(len(self._seats)) if slot not in before)):
+        can_wait = is_tick and self._can_begin_between()
+        for slot in self._in_turn(before):
             session = self._seats[slot]
             if session is None:
                 continue
+            was_put_off = (slot, session) in before
             if not self._is_due(session, is_tick):
-                if slot in before and session.is_to_begin:
-                    self._put_off.append(slot)
+                if was_put_off and session.is_to_begin:
+                    self._put_off.append((slot, session))
                 continue
             if self._is_new(slot, session):
-                if not room or (is_shared and slot not in before):
-                    self._put_off.append(slot)
+                if not room or (can_wait and not was_put_off):
+                    self._put_off.append((slot, session))
                     continue
                 room -= 1
             turn = session.take(self.pace.fps)
@@ -520,16 +543,19 @@ class Batcher:
         self._mover.move(session.keep(frame_id, memory))
 
     def _beginnings(self, is_tick: bool) -> int:
-        """How many dreams may begin now: as many as there is time for until the next tick, and with a tick one at least."""
+        """How many dreams may begin with a frame now: with a tick as many as there is time for until the next one, and one at
+        least; between ticks none, unless nobody plays.
+        """
         start_s, slots = self.engine.start_s, len(self._seats)
-        if not start_s or not any(session is not None and session.is_playing for session in self._seats):
+        if not start_s or not any(session and session.is_playing for session in self._seats):
             return slots
-        left = 1.0 / self.pace.fps if is_tick else self.pace.due - time.perf_counter()
-        return min(slots, max(int(is_tick), int((left - self.pulse.step_s) / start_s)))
+        return min(slots, max(1, int((1.0 / self.pace.fps - self.pulse.step_s) / start_s))) if is_tick else 0
 
-    def _has_others(self) -> bool:
-        """Whether anybody plays on whose frame would wait for the beginnings before it."""
-        return any(session and session.is_playing and not session.is_to_begin for session in self._seats)
+    def _can_begin_between(self) -> bool:
+        """Whether a dream can begin after this tick and before the next, and anybody plays on whose frame it would delay here."""
+        has_time = self.pulse.step_s + self._start_s < 1.0 / self.pace.fps
+        is_shared = any(session and session.is_playing and not session.is_to_begin for session in self._seats)
+        return self.engine.start_s > 0.0 and has_time and is_shared
 
     def _seat(self, slot: int, session: Session, opening: Opening) -> bool:
         """Starts a dream in its slot; a beginning that cannot be made fails its own session alone."""
@@ -575,7 +601,7 @@ class Batcher:
         done, done_cpu = time.perf_counter(), time.thread_time()
         self._failures = 0
         self._finished.put(None)
-        if self._has_newcomers:
+        if self._is_awaited:
             self.wake()
         step_s = done - max(launch.at, self._last_done)
         self._last_done = done

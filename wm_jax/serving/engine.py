@@ -134,10 +134,11 @@ class Engine:
             compiled = {rows: step.result() for rows, step in zip(self._smaller, smaller, strict=True)}
         report("warming up", 0.9)
         self.forget()
-        for image in (None, np.zeros((*self.world.config.image, 3), np.uint8))[: len(made)]:
-            self.seat(0, Opening(0, image=image))
+        openings = [Opening(0), Opening(0, image=np.zeros((*self.world.config.image, 3), np.uint8))][: len(made)]
+        for opening in openings:
+            self.seat(0, opening)
         jax.block_until_ready(self.take(0).state)
-        self.start_s = min(self._time_start() for _ in range(3))
+        self.start_s = max(min(self._time_start(opening) for _ in range(3)) for opening in openings)
         for _ in range(2):
             self._rehearse(range(self.slots))
         self._steps = {rows: step for rows, step in compiled.items() if self._is_exact(rows, step)}
@@ -147,9 +148,9 @@ class Engine:
         _compilations()[self._device_thread] = 0
         report("ready", 1.0)
 
-    def _time_start(self) -> float:
+    def _time_start(self, opening: Opening) -> float:
         began = time.perf_counter()
-        self.seat(0, Opening(0))
+        self.seat(0, opening)
         self.wait()
         return time.perf_counter() - began
 

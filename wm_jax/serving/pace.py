@@ -38,12 +38,14 @@ class Pace:
       fps: Frames a second now.
       missed: Ticks that were skipped so far.
       spare_s: How far other work stays away from a tick, as learned from ticks that had to wait for such work.
+      crowd: How many rows its ticks have.
     """
 
     def __init__(self, fps: float) -> None:
         self.wanted = self.fps = fps
         self.missed = 0
         self.spare_s = 0.0
+        self.crowd = Crowd()
         self._came_between = False
         self._share = 0
         self._due = 0.0
@@ -63,8 +65,10 @@ class Pace:
 
     def rest(self) -> None:
         """Nobody plays: whoever comes next gets a frame at once, and the full rate."""
-        self._due = 0.0
+        self._due = self.spare_s = 0.0
+        self._came_between = False
         self._ticks = self._late = 0
+        self.crowd = Crowd()
         self._run(0)
 
     def is_tick(self, now: float, frame_s: float) -> bool:
@@ -122,11 +126,13 @@ class Crowd:
     """
 
     def __init__(self) -> None:
-        self._rows = self._spared = 0
+        self._rows = self._spared = self._most = 0
 
     def count(self, rows: int) -> int:
         """For a tick that needs so many, how many it has at least."""
-        self._spared = self._spared + 1 if rows < self._rows else 0
-        if rows > self._rows or self._spared > STEADY:
-            self._rows, self._spared = rows, 0
+        if rows < self._rows:
+            self._spared += 1
+            self._most = max(self._most, rows)
+        if rows >= self._rows or self._spared > STEADY:
+            self._rows, self._spared, self._most = max(rows, self._most), 0, 0
         return self._rows

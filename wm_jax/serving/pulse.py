@@ -14,6 +14,7 @@ class Pulse:
       step_s: From launch to pixels on the host, for a batch of the size that was the last.
       step_of: The same for every size there was.
       longest_of: The longest of late, for every size: what must not make a tick late has to fit even so.
+      start_s: What it takes to begin a dream between two frames.
       host_s: Processor time of the two threads for one frame, between sleep and sleep, without device call and encoder.
       launch_s: The device call as the host sees it, until it returns.
     """
@@ -22,11 +23,15 @@ class Pulse:
     rows: int = 0
     failures: int = 0
     step_s: float = 0.0
+    start_s: float = 0.0
     host_s: float = 0.0
     launch_s: float = 0.0
     encode_s: float = 0.0
     step_of: dict[int, float] = dataclasses.field(default_factory=dict[int, float])
     longest_of: dict[int, float] = dataclasses.field(default_factory=dict[int, float])
+
+    def count_start(self, start_s: float) -> None:
+        self.start_s = _mean(self.start_s, start_s)
 
     def count_launch(self, launch_s: float) -> None:
         self.launch_s = _mean(self.launch_s, launch_s)
