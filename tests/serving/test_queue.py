@@ -79,9 +79,8 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
         talk.wait_for("status", fps=pace.wanted / 16)
         assert is_seated(mode="realtime"), "it costs nothing: the call steps all slots anyway"
         engine = service.batcher.engine
-        monkeypatch.setattr(
-            engine, "choose", lambda wanted, least=0: range(engine.slots)
-        )  # before: there are no such programs
+        # Before the sizes change: there are no such programs.
+        monkeypatch.setattr(engine, "choose", lambda wanted, least=0: range(engine.slots))
         monkeypatch.setattr(engine, "size_for", lambda count: count)
         assert is_seated(mode="stepped"), "the clock waits for the others alone"
         waiting = server.create()

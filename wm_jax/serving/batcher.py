@@ -179,7 +179,7 @@ class Batcher:
     @property
     def is_stuck(self) -> bool:
         """Whether the device has not answered for so long that it will not."""
-        is_waiting = self._is_calling or self._in_flight > self._finished.qsize()
+        is_waiting = self._is_calling or not self._is_free
         return is_waiting and time.perf_counter() - self._launched_at > STUCK_S
 
     @property
@@ -213,9 +213,8 @@ class Batcher:
     def evict(self, session: Session) -> None:
         """Takes the slot back."""
         with self._seating:
-            for slot, seated in enumerate(self._seats):
-                if seated is session:
-                    self._begun.pop(slot, None)
+            if session in self._seats:
+                self._begun.pop(self._seats.index(session), None)
             self._seats = [None if seated is session else seated for seated in self._seats]
         self._arcade.leave(session)
 
@@ -328,10 +327,15 @@ class Batcher:
         if self.is_held:
             self.pace.rest()
             return None
-        if not any(session and session.is_playing for session in self._seats):
+        if not self._is_played:
             self.pace.rest()
-            return 0.0 if any(True for _ in self._stepping()) else None
+            return 0.0 if any(self._stepping()) else None
         return self.pace.due - now
+
+    @property
+    def _is_played(self) -> bool:
+        """Whether anybody plays in real time."""
+        return any(session and session.is_playing for session in self._seats)
 
     def _stepping(self) -> Iterator[tuple[int, Session]]:
         """The stepped sessions that could make a frame, and their slots."""
@@ -547,7 +551,7 @@ class Batcher:
         least; between ticks none, unless nobody plays.
         """
         start_s, slots = self.engine.start_s, len(self._seats)
-        if not start_s or not any(session and session.is_playing for session in self._seats):
+        if not start_s or not self._is_played:
             return slots
         return min(slots, max(1, int((1.0 / self.pace.fps - self.pulse.step_s) / start_s))) if is_tick else 0
 

@@ -1,5 +1,6 @@
-"""The media clock of all realtime sessions: when their next frame is due, and how fast it runs where the device is too slow;
-what may be done between two frames, and how many rows a frame has.
+"""The media clock of all realtime sessions: when their next frame is due, and how fast it runs where the device is too slow.
+
+Also what may be done between two frames, and how many rows a frame has.
 """
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
