@@ -13,7 +13,8 @@ import pytest
 import wm_jax as wm
 from tests.serving.conftest import serving, tiny_prompts
 from wm_jax.eval import hostile, load
-from wm_jax.eval.load import LoadConfig, Played, lateness, rate
+from wm_jax.eval.load import LoadConfig
+from wm_jax.eval.players import Played, Server, are_late, rate
 from wm_jax.ports.published import Published
 
 TINY = """
@@ -29,10 +30,26 @@ def config():
 """
 
 
-def test_the_rate_and_the_lateness_of_a_player():
-    played = Played(arrived_s=[10.0, 10.1, 10.25, 10.3], due_s=[5.0, 5.1, 5.2, 5.3])
-    assert rate(played) == pytest.approx(10.0)
-    np.testing.assert_allclose(lateness(played), [0.0, 0.0, 0.05, 0.0], atol=1e-9)
+def test_the_rate_of_a_player():
+    assert rate(Played(arrived_s=[10.0, 10.1, 10.25, 10.3])) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("behind", "late"),
+    [
+        ([0.0, 0.04, 0.0, 0.04, 0.0], []),
+        ([0.0, 0.06, 0.0, 0.0, 0.06], [1, 4]),
+        ([0.0, 0.0, 0.1, 0.1, 0.1, 0.14, 0.16], [2, 6]),
+        ([0.04, 0.0, 0.06, 0.0], [2]),
+        ([0.0, 0.1, 0.0, 0.06], [1, 3]),
+        ([0.04 * frame for frame in range(6)], [2, 4]),
+    ],
+    ids=["jitter", "spikes", "a tick skipped", "a late first frame", "a spike and its end", "a clock that runs away"],
+)
+def test_a_frame_is_late_where_a_screen_had_to_wait_for_it(behind, late):
+    due = [0.1 * frame for frame in range(len(behind))]
+    played = Played(arrived_s=[7.0 + one + more for one, more in zip(due, behind, strict=True)], due_s=due)
+    assert np.flatnonzero(are_late(played, 0.05)).tolist() == late
 
 
 def test_drift_is_told_from_the_first_and_the_last_tenth():
@@ -108,7 +125,7 @@ def test_the_search_says_how_many_are_too_many(monkeypatch):
         return (
             {"players": config.players, "fps_least": min(10.0, 40 / config.players), "fps_wanted": 10.0},
             [],
-            load.Server(),
+            Server(),
         )
 
     monkeypatch.setattr(load, "serving", serving)

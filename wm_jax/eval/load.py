@@ -7,18 +7,15 @@
     python -m wm_jax.eval.load configs/base/dynamics.py --fps 20 --players 64 --search                   # a world that nobody trained
     python -m wm_jax.eval.load worlds/coinrun --players 2 --hostile        # alone, in company, beside clients that break every rule
 
-Speaks wm.v1 from its text alone and shows no frame: what is measured is the server, and the client's own cost is small.
+What is measured is the server: the clients (`wm_jax.eval.players`) show no frame, and their own cost is small.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
-import random
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -30,12 +27,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
-from prometheus_client.parser import text_string_to_metric_families
 
 from wm_jax.eval import hostile
-from wm_jax.eval.progress import progress
+from wm_jax.eval.players import Played, Server, Visit, are_late, play_all, play_watched, rate
 from wm_jax.ports.published import Published
-from wm_jax.rest import fetch_text, request
+from wm_jax.rest import request
 
 if TYPE_CHECKING:
     from wm_jax.world import WorldConfig
@@ -46,12 +42,6 @@ PROMPT_FRAMES = 4
 
 UNPACED = 1000.0
 """Frames a second that no device here reaches: the arms of `--processes` run as fast as they can."""
-
-QUIET_S = 30.0
-"""A run shorter than this shows no progress."""
-
-SAMPLES, SAMPLE_S = 100, 2.0
-"""How often the server's process is looked at in a run, and the least seconds between: looking costs it a millisecond."""
 
 KEPT = ("fps_least", "rows_a_step", "gap_p50_ms", "gap_p95_ms", "gap_p99_ms", "gap_max_ms", "action_to_frame_p50_ms")
 """What of a player's numbers is told of the arms of `--hostile`."""
@@ -121,158 +111,18 @@ class LoadConfig:
         """Whether a server that runs already is played."""
         return self.target.startswith(("http://", "https://"))
 
-
-@dataclasses.dataclass
-class Played:
-    """What one client saw; times are seconds of `time.perf_counter()`.
-
-    Attributes:
-      first_frame_s: From the request for a session to its first frame.
-      arrived_s: When each frame came, after the warm-up.
-      due_s: When each was due on the session's media clock, from any one moment on.
-      latency_s: From an action to the first frame that obeys it.
-      step_ms: What the device took for each frame, as its header says.
-      dropped: Frames the server dropped because this client did not keep up.
-    """
-
-    first_frame_s: float = 0.0
-    arrived_s: list[float] = dataclasses.field(default_factory=list[float])
-    due_s: list[float] = dataclasses.field(default_factory=list[float])
-    latency_s: list[float] = dataclasses.field(default_factory=list[float])
-    step_ms: list[float] = dataclasses.field(default_factory=list[float])
-    dropped: int = 0
-
-
-async def play(url: str, config: LoadConfig, seed: int, start: asyncio.Event) -> Played:
-    """One player: comes when `start` is set, presses random keys, and leaves."""
-    from websockets.asyncio.client import connect
-    from websockets.typing import Subprotocol
-
-    await start.wait()
-    played, began = Played(), time.perf_counter()
-    ticket = await asyncio.to_thread(request, "POST", f"{url}/v1/sessions", {"init": {"seed": seed}}, config.auth)
-    protocols = [Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{ticket['token']}")]
-    try:
-        if ticket["status"] == "queued":
-            raise RuntimeError(f"{url} has fewer free slots than there are players; start it with more --slots")
-        async with connect(ticket["ws_url"], subprotocols=protocols, max_size=None, compression=None) as client:
-            created = json.loads(await client.recv())
-            codes = [key["code"] for key in created["session"]["keys"]]
-            pressed: dict[int, float] = {}
-            presser = asyncio.create_task(_press(client, codes, pressed, seed))
-            try:
-                await _watch(client, played, pressed, began, config)
-            finally:
-                presser.cancel()
-    finally:
-        token = config.auth or ticket["token"]
-        with contextlib.suppress(OSError, RuntimeError):
-            await asyncio.to_thread(request, "DELETE", f"{url}/v1/sessions/{ticket['session_id']}", None, token)
-    return played
-
-
-async def _press(client: Any, codes: list[str], pressed: dict[int, float], seed: int) -> None:
-    """Holds a random key, another one every 0.1 to 0.3 s."""
-    rng = random.Random(seed)
-    for event in itertools.count(1):
-        await asyncio.sleep(rng.uniform(0.1, 0.3))
-        pressed[event] = time.perf_counter()
-        await client.send(json.dumps({"type": "action", "event_id": event, "held": [rng.choice(codes)]}))
-
-
-async def _watch(client: Any, played: Played, pressed: dict[int, float], began: float, config: LoadConfig) -> None:
-    counted_from, dropped_before = None, 0
-    while True:
-        data = await client.recv()
-        now = time.perf_counter()
-        if isinstance(data, str):
-            message = json.loads(data)
-            if message["type"] == "error":
-                raise RuntimeError(f"the server says {message['code']}: {message['message']}")
-            continue
-        header = json.loads(data[4 : 4 + struct.unpack_from("<I", data)[0]])
-        await client.send(json.dumps({"type": "frame.ack", "seq": header["seq"]}))
-        if counted_from is None:
-            played.first_frame_s = now - began
-            counted_from = now + config.warmup
-        if now < counted_from:
-            dropped_before = header["dropped"]
-            pressed.clear()
-            continue
-        played.arrived_s.append(now)
-        played.due_s.append(1e-3 * header["pts_ms"])
-        played.step_ms.append(header["t"]["step"])
-        played.dropped = header["dropped"] - dropped_before
-        event = header.get("last_event_id")
-        if event in pressed:
-            played.latency_s.append(now - pressed.pop(event))
-        if now > counted_from + config.seconds:
-            return
-
-
-@dataclasses.dataclass
-class Server:
-    """How a server's process stood while it was played, a sample every few seconds.
-
-    Attributes:
-      at_s: When each was taken, `time.perf_counter()`.
-      memory_mb: Resident memory.
-      files: Open files and sockets.
-    """
-
-    at_s: list[float] = dataclasses.field(default_factory=list[float])
-    memory_mb: list[float] = dataclasses.field(default_factory=list[float])
-    files: list[float] = dataclasses.field(default_factory=list[float])
-
-    def sample(self, url: str, auth: str | None) -> None:
-        """Takes what `GET /metrics` says of the process; nothing where it does not run on Linux, or does not answer."""
-        with contextlib.suppress(OSError, RuntimeError):
-            told = text_string_to_metric_families(fetch_text(f"{url}/metrics", auth))
-            known = {one.name: one.value for metric in told for one in metric.samples}
-            if "process_resident_memory_bytes" in known and "process_open_fds" in known:
-                self.at_s.append(time.perf_counter())
-                self.memory_mb.append(1e-6 * known["process_resident_memory_bytes"])
-                self.files.append(known["process_open_fds"])
-
-
-async def watch_over(url: str, config: LoadConfig, server: Server) -> None:
-    """Looks at the process, and shows how far the run is, until it is cancelled."""
-    began, until = time.perf_counter(), config.warmup + config.seconds
-    with progress(quiet=until < QUIET_S) as bar:
-        task = bar.add_task(f"{config.players} players", total=until)
-        while True:
-            await asyncio.to_thread(server.sample, url, config.auth)
-            await asyncio.sleep(max(SAMPLE_S, until / SAMPLES))
-            bar.update(task, completed=min(until, time.perf_counter() - began))
-
-
-async def play_watched(url: str, config: LoadConfig) -> tuple[list[Played], Server]:
-    """All players at once on one server, and how its process stands meanwhile."""
-    server = Server()
-    watcher = asyncio.create_task(watch_over(url, config, server))
-    try:
-        played = await play_all([url], config)
-    finally:
-        watcher.cancel()
-    server.sample(url, config.auth)
-    return played, server
-
-
-async def play_all(urls: list[str], config: LoadConfig) -> list[Played]:
-    """All players at once, spread over these servers."""
-    start = asyncio.Event()
-    tasks = [asyncio.create_task(play(urls[n % len(urls)], config, n, start)) for n in range(config.players)]
-    start.set()
-    return await asyncio.gather(*tasks)
+    @property
+    def visit(self) -> Visit:
+        """How the clients play."""
+        return Visit(self.players, self.seconds, self.warmup, self.auth)
 
 
 def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played], Server]:
     """The numbers of all players together, what each saw, and how the server's process stood."""
     before = request("GET", f"{url}/healthz", auth=config.auth)
-    played, server = asyncio.run(play_watched(url, config))
+    played, server = asyncio.run(play_watched(url, config.visit))
     after = request("GET", f"{url}/healthz", auth=config.auth)
     gaps = 1e3 * np.concatenate([np.diff(one.arrived_s) for one in played])
-    late = np.concatenate([lateness(one) for one in played])
     latency = 1e3 * np.concatenate([np.asarray(one.latency_s) for one in played])
     steps = np.concatenate([np.asarray(one.step_ms) for one in played])
     rates = [rate(one) for one in played]
@@ -289,7 +139,7 @@ def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played
             "gap_p95_ms": float(np.percentile(gaps, 95)),
             "gap_p99_ms": float(np.percentile(gaps, 99)),
             "gap_max_ms": float(gaps.max()),
-            "on_time": float(np.mean(late <= 1.0 / wanted)),
+            "on_time": 1.0 - float(np.mean([late for one in played for late in are_late(one, 1.0 / wanted)])),
             "underruns_a_minute": 60.0 * float(np.sum(gaps > 2e3 / wanted)) / config.seconds / config.players,
             "action_to_frame_p50_ms": float(np.percentile(latency, 50)),
             "action_to_frame_p99_ms": float(np.percentile(latency, 99)),
@@ -345,17 +195,6 @@ def piece(values: Sequence[float] | np.ndarray, start: float, end: float) -> np.
     return np.asarray(values)[int(start * count) : math.ceil(end * count)]
 
 
-def lateness(one: Played) -> np.ndarray:
-    """How much later than due each frame came, in seconds; the most punctual one sets the clock."""
-    late = np.asarray(one.arrived_s) - np.asarray(one.due_s)
-    return late - late.min()
-
-
-def rate(one: Played) -> float:
-    """Frames a second."""
-    return (len(one.arrived_s) - 1) / (one.arrived_s[-1] - one.arrived_s[0])
-
-
 @contextlib.contextmanager
 def serving(config: LoadConfig, slots: int, fps: float | None) -> Iterator[str]:
     """`serve.py` of this world, ready to play; its URL. What it prints goes to our standard error."""
@@ -389,10 +228,10 @@ def compare(config: LoadConfig) -> dict[str, float]:
     apart: list[float] = []
     for _ in range(config.rounds):
         with serving(config, config.players, UNPACED) as url:
-            batch.append(sum(rate(one) for one in asyncio.run(play_all([url], config))))
+            batch.append(sum(rate(one) for one in asyncio.run(play_all([url], config.visit))))
         with contextlib.ExitStack() as stack:
             urls = [stack.enter_context(serving(config, 1, UNPACED)) for _ in range(config.players)]
-            apart.append(sum(rate(one) for one in asyncio.run(play_all(urls, config))))
+            apart.append(sum(rate(one) for one in asyncio.run(play_all(urls, config.visit))))
     one, other = float(np.median(batch)), float(np.median(apart))
     return {"players": config.players, "one_batch_fps": one, "processes_fps": other, "ratio": one / other}
 
