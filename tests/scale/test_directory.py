@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from wm_jax.ports.published import Published
+from wm_jax.scale import cluster
 from wm_jax.scale.__main__ import ScaleArgs, resolved
 from wm_jax.scale.autoscale import wanted
 from wm_jax.scale.cluster import check_cluster
@@ -194,6 +197,33 @@ def test_where_all_are_too_slow_there_is_one_more(directory, clock):
     directory.beat(beat("a", free_slots=3, missed=0))
     clock.now += 1.0
     assert wanted(replicas(directory, a={"free_slots": 3, "missed": 4}, b=slow), 2, 1) == 3, "ticks are missed"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, as it is imported
+def test_ray_serve_asks_the_policy_that_it_was_given(directory, monkeypatch):
+    """As its controller does: by the name in the settings of `--max-replicas`, from what it pickled of it."""
+    import ray
+    from ray.serve.config import AutoscalingConfig
+
+    settings = cluster._count(ScaleConfig(replicas=2, max_replicas=3, spare_slots=1, lease_s=LEASE_S))
+    told = AutoscalingConfig(**settings["autoscaling_config"])
+    assert (told.min_replicas, told.max_replicas, told.initial_replicas) == (2, 3, 2)
+    policy = told.policy.get_policy()(**told.policy.policy_kwargs)
+    answers: list[Any] = [replicas(directory, a={"free_slots": 0}, b={"free_slots": 0}), ray.exceptions.RayError()]
+
+    def get(_, timeout):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    actor = SimpleNamespace(replicas=SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr(cluster, "directory", lambda lease_s: {LEASE_S: actor}[lease_s])
+    monkeypatch.setattr(ray, "get", get)
+    context = SimpleNamespace(target_num_replicas=2)
+    assert policy(context) == (3, {}), "every slot is taken"
+    assert policy(context) == (2, {}), "what the directory does not tell changes nothing"
+    assert cluster._count(ScaleConfig(replicas=2)) == {"num_replicas": 2}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from wm_jax.scale.heart import Heart
+from wm_jax.scale.directory import Orders
+from wm_jax.scale.heart import DirectoryLost, Heart
 
 
 class SlowLobby:
@@ -52,3 +53,23 @@ def test_the_next_beat_waits_for_the_release_that_the_last_one_began(loop, monke
     assert lobby.releases == 1
     heart._lose()
     assert lobby.releases == 2, "what has come since is let go as well"
+
+
+def test_a_directory_that_stays_away_is_told_of_once(loop, caplog):
+    lobby, orders = SlowLobby(), [DirectoryLost(), DirectoryLost(), Orders(), DirectoryLost()]
+    lobby.disk.set()
+
+    def beat(_) -> Orders:
+        answer = orders.pop(0)
+        if isinstance(answer, DirectoryLost):
+            raise answer
+        return answer
+
+    service = cast(Any, SimpleNamespace(loop=loop, lobby=lobby))
+    heart = Heart(("name", "url", "node", 1), service, beat, lambda: None, beat_s=1.0, lease_s=0.0)  # pyright: ignore[reportArgumentType]
+    heart._report = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    told = []
+    while orders:
+        heart.once()
+        told.append(sum("the lease" in record.message for record in caplog.records))
+    assert (told, lobby.releases) == ([1, 1, 1, 2], 3)

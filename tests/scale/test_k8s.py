@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from wm_jax.ports.published import Published
 from wm_jax.scale import cluster
 from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
 from wm_jax.serving.choice import Choice
@@ -173,12 +174,14 @@ def test_settings_that_are_none_are_refused(monkeypatch):
         cluster.build({})
     with pytest.raises(ScaleError, match="'slot'"):
         cluster.build({"world": "x", "slot": 3})
+    with pytest.raises(ScaleError, match="'published'"):
+        cluster.build({"world": "x", "published": {"steps": 5}})
     choice, server, scale = cluster.build(
-        {"world": "x", "slots": 3, "replicas": 4, "allow_origins": ["https://a"], "published": {"steps": 5}}
+        {"world": "x", "slots": 3, "replicas": 4, "allow_origins": ["https://a"], "steps": 5, "weights": "/weights"}
     )
-    assert (choice.world, choice.published.steps, server.slots, server.allow_origins, scale.replicas) == (
+    assert (choice.world, choice.published, server.slots, server.allow_origins, scale.replicas) == (
         Path("x"),
-        5,
+        Published(steps=5, weights=Path("/weights")),
         3,
         ("https://a",),
         4,

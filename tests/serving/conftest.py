@@ -119,6 +119,28 @@ class Talk:
         return self.frames[before : before + count]
 
 
+@contextlib.contextmanager
+def playing_on(talk: Talk) -> Iterator[None]:
+    """Somebody who plays meanwhile, ten frames at least, and never waits long for one."""
+    came, is_over = [time.monotonic()], threading.Event()
+
+    def play() -> None:
+        while len(came) <= 10 or not is_over.is_set():
+            talk.wait_for_frames(1)
+            came.append(time.monotonic())
+
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        player.join(60)
+    assert len(came) > 10 and not player.is_alive(), "its connection is gone"
+    # Some thirty frames: a machine that is busy with other tests misses a few, a server that is held up misses all.
+    assert max(np.diff(came)) < 1.0, f"seconds from frame to frame: {np.diff(came).tolist()}"
+
+
 def closing_code(socket, timeout: float = 20.0) -> tuple[int, list[dict]]:
     """How the server ended the connection, and its last messages."""
     messages = []

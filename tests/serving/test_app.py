@@ -214,6 +214,21 @@ def test_before_it_is_compiled_the_server_is_not_ready_but_seats_players():
     assert asyncio.run(ask(ServeConfig(), "POST", "/v1/sessions", json={})).json()["status"] == "starting"
 
 
+def test_a_server_that_is_about_to_stop_takes_nobody_and_one_whose_device_hangs_says_so(server, monkeypatch):
+    def readiness() -> tuple[int, str]:
+        answer = server.http.get(f"{server.url}/readyz")
+        return answer.status_code, answer.json()["status"]
+
+    assert readiness() == (200, "ready")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(server.service.lobby, "is_draining", True)
+        assert readiness() == (503, "draining")
+        refused = server.http.post(f"{server.url}/v1/sessions", json={})
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining") and "Retry-After" in refused.headers
+    monkeypatch.setattr(type(server.service.batcher), "is_stuck", True)
+    assert readiness() == (503, "failed")
+
+
 def test_the_page_and_all_its_files_are_served(server):
     index = server.http.get(server.url)
     assert index.status_code == 200 and "frame-ancestors 'none'" in index.headers["Content-Security-Policy"]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,8 +19,10 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from tests.serving.conftest import Server, Talk, closing_code, wait_until
+import wm_jax as wm
+from tests.serving.conftest import Server, Talk, closing_code, playing_on, serving, tiny_prompts, wait_until
 from wm_jax.eval import hostile
+from wm_jax.serving import server as server_module
 from wm_jax.serving.codec import decode_image
 from wm_jax.serving.protocol import CloseCode, ErrorCode
 from wm_jax.serving.server import STALLED_S
@@ -42,13 +45,14 @@ def test_text_that_is_no_utf8_ends_the_connection_and_not_the_session(server, te
 
 def test_a_hundred_megabytes_are_cut_off_and_the_neighbour_plays_on(server):
     tickets = [server.create(), server.create()]
-    with server.connect(tickets[0]) as greedy, server.connect(tickets[1]) as lively:
-        neighbour = server.talk(lively)
-        neighbour.wait_for_frames(2)
+    with (
+        server.connect(tickets[0]) as greedy,
+        server.connect(tickets[1]) as lively,
+        playing_on(server.talk(lively)),
+    ):
         # The head alone claims them. Who wrote them all would find the connection reset, its last words perhaps lost.
         greedy.socket.sendall(hostile.message(b"", 100_000_000))
         assert closing_code(greedy)[0] == 1009
-        assert len(neighbour.wait_for_frames(10)) == 10
 
 
 def test_a_long_message_in_many_small_pieces_is_cut_off_too(server):
@@ -80,18 +84,37 @@ def server_end(client: socket.socket) -> tuple[str, socket.socket]:
     raise AssertionError("nobody is connected to this socket")
 
 
+def enter(client: socket.socket, server: Server, ticket: dict[str, Any]) -> None:
+    """Opens a session's WebSocket by hand: whoever uses a library answers pings, and reads."""
+    client.connect(("127.0.0.1", urlsplit(server.url).port))
+    client.sendall(
+        f"GET {urlsplit(ticket['ws_url']).path} HTTP/1.1\r\nHost: {urlsplit(server.url).netloc}\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+        f"{base64.b64encode(bytes(16)).decode()}\r\nSec-WebSocket-Protocol: wm.v1, wm.auth.{ticket['token']}\r\n\r\n".encode()
+    )
+    assert client.recv(12) == b"HTTP/1.1 101"
+
+
+def test_who_answers_no_ping_is_cut_off_and_the_session_waits(monkeypatch):
+    monkeypatch.setattr(server_module, "PING_S", 0.2)
+    monkeypatch.setattr(server_module, "STALLED_S", 0.4)
+    with serving(*wm.tiny_world(0), tiny_prompts()) as pinging, socket.socket() as client:
+        ticket = pinging.create()
+        enter(client, pinging, ticket)
+        client.settimeout(20)
+        said = b"".join(iter(lambda: client.recv(65_536), b""))
+        assert said.endswith(b"\x03\xf3keepalive ping timeout"), "1011"
+        place = pinging.service.lobby.find(ticket["session_id"])
+        wait_until(lambda: place.connection is None)
+        assert place.ended is None and pinging.free_slots() == 1
+
+
 def test_who_stops_reading_is_cut_off_and_leaves_no_socket(server):
     ticket = server.create(mode="stepped", media={"codec": "raw"}, linger_s=0)
     place = server.service.lobby.find(ticket["session_id"])
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", urlsplit(server.url).port))
-        client.sendall(
-            f"GET {urlsplit(ticket['ws_url']).path} HTTP/1.1\r\nHost: {urlsplit(server.url).netloc}\r\n"
-            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-            f"{base64.b64encode(bytes(16)).decode()}\r\nSec-WebSocket-Protocol: wm.v1, wm.auth.{ticket['token']}\r\n\r\n".encode()
-        )
-        assert client.recv(12) == b"HTTP/1.1 101"
+        enter(client, server, ticket)
         client.sendall(hostile.message(json.dumps({"type": "step", "step_id": 1, "n": 64}).encode()))
         wait_until(lambda: place.session.frames > 2)
         inode, end = server_end(client)

@@ -112,6 +112,33 @@ def test_an_untrained_world_is_searched_for_how_many_it_carries(tmp_path, monkey
     assert "1 players: " in capfd.readouterr().err
 
 
+def test_a_gateway_is_refused_before_anybody_plays(monkeypatch):
+    monkeypatch.setattr(load, "request", lambda *_, **__: {"status": "ok", "replicas": 2})
+    with pytest.raises(RuntimeError, match="gateway of many servers"):
+        load.measure("http://gateway", LoadConfig("http://gateway"))
+
+
+def test_one_batch_is_compared_with_a_server_for_each(monkeypatch):
+    """A server makes 80 frames a second for one player, and 30 a player for four of them; servers beside each other share."""
+    servers: list[int] = []
+
+    @contextlib.contextmanager
+    def serving(config, slots, fps):
+        assert fps == load.UNPACED
+        servers.append(slots)
+        yield f"url {len(servers)}"
+
+    async def play_all(urls, visit):
+        fps = 30.0 if len(urls) == 1 else 80.0 / len(set(urls))
+        return [Played(arrived_s=[0.0, 1 / fps, 2 / fps])] * visit.players
+
+    monkeypatch.setattr(load, "serving", serving)
+    monkeypatch.setattr(load, "play_all", play_all)
+    numbers = load.run(LoadConfig("world", players=4, processes=True, rounds=2))
+    assert servers == [4, 1, 1, 1, 1] * 2
+    assert numbers == pytest.approx({"players": 4, "one_batch_fps": 120.0, "processes_fps": 80.0, "ratio": 1.5})
+
+
 def test_the_search_says_how_many_are_too_many(monkeypatch):
     """The device gives 40 frames a second, to be shared."""
     servers: list[int] = []
@@ -163,5 +190,6 @@ def test_players_are_measured_alone_and_beside_hostile_clients():
         assert server.free_slots() == 1 + hostile.SEATS, "everybody has left"
     assert numbers["company_rows_a_step"] > 3 and numbers["alone_rows_a_step"] < 1.5
     assert numbers["recompilations"] == 0 and numbers["alone_gap_p99_ms"] > 0 and numbers["beside_fps_least"] > 5
+    assert numbers["beside_gap_p99_ms"] < 3 * numbers["company_gap_p99_ms"]
     assert {"bomb: 422", "wrong token: closed 4401", "path traversal: 404"} <= set(numbers["answers"])
     assert "bomb: 422" in load.show(numbers)

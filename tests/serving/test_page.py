@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.serving.conftest import wait_until
+from wm_jax.serving.batcher import Stage
 
 pytestmark = pytest.mark.browser
 
@@ -79,6 +80,28 @@ def test_the_page_plays_and_measures(page, server, monkeypatch):
     page.wait_for_selector(f"text='{pace.wanted / 2:g} of {pace.wanted:g} fps: the server is busy'")
     pace.fps = pace.wanted
     page.wait_for_function("document.getElementById('slow').textContent === ''")
+
+
+def test_the_page_tells_how_far_the_start_is(page, server, monkeypatch):
+    with monkeypatch.context() as starting:
+        starting.setattr(server.service.batcher, "stage", Stage("compiling", 0.4))
+        page.wait_for_selector("text=Warming up")
+        page.wait_for_selector("text=compiling")
+        assert page.evaluate("document.getElementById('overlay-fill').style.width") == "40%"
+    page.wait_for_selector("text=Warming up", state="hidden")
+    assert page.evaluate("__wm.problems") == []
+
+
+def test_a_page_that_finds_no_room_says_why_and_tries_again(browser, server):
+    tickets = [server.create(), server.create()]
+    page = browser.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("text=No room now")
+    page.wait_for_selector("text=all 2 slots are taken")
+    server.delete(tickets[0])
+    page.click("text=Try now")
+    page.wait_for_function("window.__wm?.frames > 10")
+    page.close()
 
 
 def test_keycaps_can_be_clicked(page):

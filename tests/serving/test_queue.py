@@ -97,3 +97,33 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
         pace._run(0)
         with server.connect(waiting) as seated:
             server.talk(seated).wait_for_frames(1)
+
+
+def let_go(server: Server) -> None:
+    """As a server whose directory does not answer any more."""
+    service = server.service
+    asyncio.run_coroutine_threadsafe(service.lobby.release(), service.loop).result(20)
+
+
+def test_what_no_other_server_can_take_up_plays_on_when_the_others_are_let_go(server, tmp_path):
+    with server.connect(server.create()) as socket:
+        talk = server.talk(socket)
+        talk.wait_for_frames(1)
+        let_go(server)
+        talk.wait_for_frames(10)
+        assert server.free_slots() == 1, "nothing is written here at all"
+
+
+def test_a_session_of_which_nothing_is_on_the_disk_plays_on_beside_one_that_is_let_go(keeping, monkeypatch):
+    written, other = (keeping.create() for _ in range(2))
+    lobby = keeping.service.lobby
+    # As of one that plays the real game, which cannot be copied.
+    monkeypatch.setattr(lobby, "_is_elsewhere", lambda place: place.session.id == other["session_id"])
+    with keeping.connect(written) as first, keeping.connect(other) as second:
+        one, two = keeping.talk(first), keeping.talk(second)
+        for talk in (one, two):
+            talk.wait_for_frames(1)
+        let_go(keeping)
+        assert one.wait_for("session.ended")["resumable"] is True
+        two.wait_for_frames(10)
+        assert {message["type"] for message in two.messages} <= {"session.created", "status"}

@@ -2,6 +2,7 @@
 (`python -m wm_jax.eval.load --seconds 3600`)."""
 
 import asyncio
+import os
 import resource
 import threading
 import time
@@ -15,6 +16,10 @@ GROWTH_MB = 8.0
 
 def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def play(server, body: dict, until: float, made: list[int]) -> None:
@@ -49,15 +54,17 @@ def test_at_full_slots_memory_threads_and_tasks_stay_as_they_are(server, seconds
         player.start()
     time.sleep(seconds / 2)
     assert server.free_slots() == 0 and all(player.is_alive() for player in players)
-    middle = resident_mb(), threading.active_count(), tasks(server)
+    middle = resident_mb(), threading.active_count(), tasks(server), open_files()
     time.sleep(max(0.0, began + 0.95 * seconds - time.monotonic()))
-    end = resident_mb(), threading.active_count(), tasks(server)
+    end = resident_mb(), threading.active_count(), tasks(server), open_files()
     for player in players:
         player.join(60)
     frames = [rows[-1] for rows in made]
     assert min(frames) > 3 * seconds, f"hardly anything was played: {frames} frames"
     assert end[0] - middle[0] < GROWTH_MB, f"memory in the middle {middle[0]:.1f} MB, at the end {end[0]:.1f}, {frames}"
-    assert end[1] <= middle[1] and end[2] <= middle[2], f"(memory, threads, tasks): {middle}, then {end}"
+    assert all(one <= other for one, other in zip(end[1:], middle[1:], strict=True)), (
+        f"(memory, threads, tasks, open files): {middle}, then {end}"
+    )
     assert server.service.batcher.engine.recompilations == 0
     server.http.get(f"{server.url}/healthz").raise_for_status()
 

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 import wm_jax as wm
-from tests.serving.conftest import closing_code, wait_until
+from tests.serving.conftest import closing_code, playing_on, wait_until
 from wm_jax.eval.hostile import GARBAGE
 from wm_jax.serving.transport import WebSocketTransport
 from wm_jax.world.step import pick_prompt
@@ -223,6 +225,23 @@ def test_a_step_too_long_is_refused_with_the_limit(talk):
     assert error["code"] == "step_too_long" and "65" in error["message"] and "64" in error["message"]
 
 
+def test_a_client_that_says_nothing_for_long_loses_its_session(server, monkeypatch):
+    lobby, ticket = server.service.lobby, server.create()
+    with server.connect(ticket) as socket:
+        monkeypatch.setattr(lobby, "config", dataclasses.replace(lobby.config, idle_s=0.3))
+        code, messages = closing_code(socket)
+    assert (code, messages[-1]["type"], messages[-1]["reason"]) == (4408, "session.ended", "idle")
+    wait_until(lambda: server.free_slots() == 2)
+
+
+def test_nothing_is_deflated_though_a_client_offers_it(server):
+    ticket = server.create()
+    protocols = [Subprotocol("wm.v1"), Subprotocol(f"wm.auth.{ticket['token']}")]
+    with connect(ticket["ws_url"], subprotocols=protocols, compression="deflate") as socket:
+        assert socket.request is not None and "permessage-deflate" in socket.request.headers["Sec-WebSocket-Extensions"]
+        assert socket.response is not None and "Sec-WebSocket-Extensions" not in socket.response.headers
+
+
 def test_nothing_but_garbage_ends_the_connection(server):
     ticket = server.create()
     with server.connect(ticket) as socket:
@@ -237,18 +256,14 @@ def test_a_flood_is_refused_then_ended_and_the_neighbour_plays_on(server):
     tickets = [server.create(), server.create()]
     place = server.service.lobby.find(tickets[0]["session_id"])
     with server.connect(tickets[0]) as flooding, server.connect(tickets[1]) as lively:
-        neighbour = server.talk(lively)
-        neighbour.wait_for_frames(2)
         server.talk(flooding).wait_for("session.created")
         place.connection._bucket.rate = place.connection._patience.rate = 0.01  # a flood also for a slow machine
         action = json.dumps({"type": "action", "held": []})
-        try:
-            for _ in range(5000):
-                flooding.send(action)
-        except ConnectionClosed:
-            pass
-        code, messages = closing_code(flooding)
-        assert len(neighbour.wait_for_frames(15)) == 15
+        with playing_on(server.talk(lively)):
+            with contextlib.suppress(ConnectionClosed):
+                for _ in range(5000):
+                    flooding.send(action)
+            code, messages = closing_code(flooding)
     assert code == 4429
     assert {message["code"] for message in messages if message["type"] == "error"} == {"rate_limited"}
     assert any("retry_after_ms" in message for message in messages if message["type"] == "error")

@@ -120,6 +120,10 @@ class LoadConfig:
 def measure(url: str, config: LoadConfig) -> tuple[dict[str, float], list[Played], Server]:
     """The numbers of all players together, what each saw, and how the server's process stood."""
     before = request("GET", f"{url}/healthz", auth=config.auth)
+    if "rows" not in before:
+        raise RuntimeError(
+            f"{url} is the gateway of many servers; name one of them: GET {url}/v1/replicas tells their URLs"
+        )
     played, server = asyncio.run(play_watched(url, config.visit))
     after = request("GET", f"{url}/healthz", auth=config.auth)
     gaps = 1e3 * np.concatenate([np.diff(one.arrived_s) for one in played])

@@ -159,9 +159,10 @@ def build(args: dict[str, Any]) -> Any:
     given = {"auth": os.environ.get("WM_JAX_AUTH"), **args}
     if "world" not in given:
         raise ScaleError("args of the RayService has no `world`: the folder of the world to serve")
-    parts: dict[type[Any], dict[str, Any]] = {ServeConfig: {}, ScaleConfig: {}, Choice: {}}
+    parts: dict[type[Any], dict[str, Any]] = {ServeConfig: {}, ScaleConfig: {}, Published: {}, Choice: {}}
     for name, value in given.items():
         owner = next((kind for kind in parts if name in {field.name for field in dataclasses.fields(kind)}), None)
+        owner = None if name == "published" else owner  # its settings stand beside the others, as in `--help`
         if owner is None:
             raise ScaleError(
                 f"args of the RayService has {name!r}, which is no setting; python -m wm_jax.scale --help lists them"
@@ -171,8 +172,9 @@ def build(args: dict[str, Any]) -> Any:
     chosen["world"] = Path(chosen["world"])
     if "prompt" in chosen:
         chosen["prompt"] = Path(chosen["prompt"])
-    if "published" in chosen:
-        chosen["published"] = Published(**chosen["published"])
+    if "weights" in parts[Published]:
+        parts[Published]["weights"] = Path(parts[Published]["weights"])
+    chosen["published"] = Published(**parts[Published])
     if "allow_origins" in parts[ServeConfig]:
         parts[ServeConfig]["allow_origins"] = tuple(parts[ServeConfig]["allow_origins"])
     return application(Choice(**chosen), ServeConfig(**parts[ServeConfig]), ScaleConfig(**parts[ScaleConfig]))

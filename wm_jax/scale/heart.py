@@ -47,6 +47,7 @@ class Heart:
         self._lease_s = lease_s
         self._renewed_at = time.monotonic()
         self._releasing: Future[None] | None = None
+        self._is_lost = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
@@ -79,7 +80,7 @@ class Heart:
             if time.monotonic() - self._renewed_at > self._lease_s:
                 self._lose()
             return
-        self._renewed_at = asked_at
+        self._renewed_at, self._is_lost = asked_at, False
         for session_id in orders.stop:
             log.warning("session %s is another replica's now", session_id)
             self._on_loop(lambda name=session_id: self._service.lobby.move(name))
@@ -87,14 +88,16 @@ class Heart:
             self._drain()
 
     def _lose(self) -> None:
-        """Nobody vouches for the sessions of this replica any more: they are written and ended here.
+        """Nobody vouches for the sessions of this replica any more: they are written and ended here, as far as they can be.
 
         Where the disk is slow this goes on at the next beat, with the same release: two would write beside each other.
         """
         if self._releasing is None or self._releasing.done():
             if not self._on_loop(lambda: bool(self._service.lobby.epochs())):
                 return
-            log.error("the lease of %g s is over: every session here is let go", self._lease_s)
+            if not self._is_lost:
+                log.error("the lease of %g s is over: every session here that can be written is let go", self._lease_s)
+            self._is_lost = True
             loop = self._service.loop
             assert loop is not None
             self._releasing = asyncio.run_coroutine_threadsafe(self._service.lobby.release(), loop)

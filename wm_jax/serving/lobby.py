@@ -94,6 +94,11 @@ class Place:
         names = {"session_id": self.session.id}
         return names if self.request_id is None else {**names, "request_id": self.request_id}
 
+    @property
+    def is_written(self) -> bool:
+        """Whether something of it is on the disk, from which another process can go on."""
+        return self.kept_at >= 0 or self.session.resumed_at is not None
+
     def sit_down(self) -> None:
         """It has its slot: from now on its time runs, where it has little."""
         if self.permit is not None and self.permit.max_session_s is not None and self.ends_at is None:
@@ -376,8 +381,7 @@ class Lobby:
         self.batcher.evict(session)
         self._seat_next()
         # What the client did not end itself lies on the disk, if it was ever written, and waits there.
-        is_written = place.kept_at >= 0 or session.resumed_at is not None
-        place.is_kept = self.keeper is not None and is_written and _goes_on(place)
+        place.is_kept = self.keeper is not None and place.is_written and _goes_on(place)
         if self.keeper is not None and not _goes_on(place):
             self.keeper.forget(session.id, place.epoch)
         seconds = round(time.monotonic() - session.started_at, 3)
@@ -396,11 +400,13 @@ class Lobby:
     async def release(self) -> None:
         """Writes and ends every session, and takes new ones afterwards: nobody can tell whose they are any more.
 
-        What could not be written plays on: nobody has more of it than this server, and whoever lets go asks again.
+        What is not on the disk plays on, or waits on: nobody else can take it up, and whoever lets go asks again.
         """
+        if self.keeper is None:
+            return
         with self.batcher.holding():  # nobody is shown a frame that is not in what is written
             for place in list(self._places.values()):
-                if await self._keep(place):
+                if await self._keep(place) and place.is_written:
                     self.end(place, DRAINING, CloseCode.GO_AWAY)
 
     def epochs(self) -> dict[str, int]:

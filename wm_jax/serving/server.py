@@ -26,6 +26,9 @@ from wm_jax.world import Playable
 
 log = logging.getLogger(__name__)
 
+PING_S = 20.0
+"""How often every socket is asked whether its client is still there."""
+
 STALLED_S = 20.0
 """A client that acknowledges or reads nothing of what was sent to it for so long is gone, as far as we are concerned."""
 
@@ -74,7 +77,7 @@ def bind(config: ServeConfig) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere such a client keeps its place for `idle_s`
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere it takes until its answer to a ping is overdue
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1e3 * STALLED_S))
     try:
         sock.bind((config.host, config.port))
@@ -93,6 +96,8 @@ def make_server(config: ServeConfig, app: FastAPI) -> DrainingServer:
         ws="auto",
         ws_max_size=config.max_message_bytes,
         ws_per_message_deflate=False,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=STALLED_S,
         timeout_graceful_shutdown=math.ceil(config.drain_s) + 2,
     )
     return DrainingServer(settings, app.state.service)

@@ -199,7 +199,7 @@ when("status", ({ status, stage, progress, fps }) => {
 
 when("queue", ({ position, size, eta_s }) => {
   const guess = eta_s ? ` About ${eta_s < 90 ? `${Math.ceil(eta_s)} s` : `${Math.ceil(eta_s / 60)} min`}.` : "";
-  overlay({ title: "All slots are taken", text: `You are number ${position} of ${size} who wait.${guess}`, isWaiting: true });
+  overlay({ title: "In line for a slot", text: `You are number ${position} of ${size} who wait.${guess}`, isWaiting: true });
   state("", "waiting");
   refreshSeats();
 });
@@ -235,7 +235,8 @@ when("refused", (/** @type {Refused} */ refused) => {
     state("bad", "locked");
   } else if (refused.status === 503) {
     const seconds = Math.max(2, Math.round(refused.retryMs / 1000));
-    overlay({ title: refused.code === "full" ? "All slots are taken" : "Not now", text: `Trying again in ${seconds} s.`, isWaiting: true, button: "Try now" });
+    const text = `The server says: ${refused.message}. Trying again in ${seconds} s.`;
+    overlay({ title: refused.code === ERROR.FULL ? "No room now" : "Not now", text, isWaiting: true, button: "Try now" });
     state("", "waiting");
     retry = setTimeout(open, 1000 * seconds);
     refreshSeats();
