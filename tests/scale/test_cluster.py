@@ -26,7 +26,7 @@ KEYS = ["ArrowUp"]
 class Launched:
     """`python -m wm_jax.scale`, and what it shows of itself."""
 
-    def __init__(self, world: Path, root: Path, folder: Path) -> None:
+    def __init__(self, world: Path, root: Path, folder: Path, **settings: Any) -> None:
         with socket.socket() as asked:
             asked.bind(("127.0.0.1", 0))
             port = asked.getsockname()[1]
@@ -38,6 +38,7 @@ class Launched:
             "replicas": 2, "slots": 2, "queue": 0, "port": port, "num-cpus": 0.1, "ray-cpus": 2, "ray-memory-mb": 100,
             "snapshots": self.kept, "snapshot-every-s": 0.2, "lease-s": 4, "drain-s": 0.3,
             "cache-dir": os.environ["JAX_COMPILATION_CACHE_DIR"], "log": "json",
+            **{name.replace("_", "-"): value for name, value in settings.items()},
         }  # fmt: skip
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self._out = self._log.open("w")
@@ -62,13 +63,13 @@ class Launched:
         except (httpx.TransportError, KeyError, ValueError):
             return []
 
-    def wait_until_whole(self, but: int | None = None) -> None:
-        """Two replicas play, none of them this process."""
-        self.wait_until(
-            lambda: (
-                len([one for one in self.replicas() if one["ready"] and not one["draining"] and one["pid"] != but]) == 2
-            )
-        )
+    def wait_until_whole(self, but: int | None = None, count: int = 2) -> None:
+        """So many replicas play, none of them this process."""
+
+        def playing() -> list[int]:
+            return [one["pid"] for one in self.replicas() if one["ready"] and not one["draining"] and one["pid"] != but]
+
+        self.wait_until(lambda: len(playing()) == count)
 
     def owner(self, session_id: str) -> dict[str, Any]:
         """The replica that says it has the session."""
@@ -293,6 +294,21 @@ def test_a_directory_that_is_killed_comes_back_and_knows_who_plays_where(cluster
 
 
 @pytest.mark.slow
+def test_who_plays_does_not_notice_that_the_gateway_was_killed(cluster, player):
+    player.play()
+    gateway = cluster.process_named("ray::ServeReplica:wm_jax:gateway")
+    os.kill(gateway, signal.SIGKILL)
+    cluster.wait_until(lambda: not is_alive(gateway))
+    assert player.ask(3), "its socket does not pass the gateway"
+    player.start()
+    cluster.wait_until_whole()
+    player.stop()
+    assert not player.resumed and cluster.process_named("ray::ServeReplica:wm_jax:gateway") != gateway
+    assert cluster.http.get(f"{cluster.url}/v1/sessions/{player.session.id}").status_code == 200
+    player.check(alone(cluster, 7, max(player.seen) + 1))
+
+
+@pytest.mark.slow
 def test_a_drained_replica_hands_its_player_over(cluster, player, root):
     player.play()
     victim = cluster.owner(player.session.id)["replica"]
@@ -324,3 +340,34 @@ def test_a_rolling_update_costs_nobody_the_world(cluster, player):
     player.stop()
     assert player.resumed, "its replica was replaced as well"
     player.check(alone(cluster, 7, max(player.seen) + 1))
+
+
+@pytest.mark.full
+def test_there_are_more_servers_when_slots_run_out_and_fewer_when_players_leave(world_folder, root, tmp_path):
+    """By Ray Serve's own controller; who sits on the server that goes is handed over."""
+    limits = {"replicas": 1, "max_replicas": 2, "spare_slots": 1, "up_s": 1, "down_s": 1}
+    cluster = Launched(world_folder, root, tmp_path, **limits)
+    try:
+        cluster.wait_for("play it at")
+        cluster.wait_until_whole(count=1)
+        players = [Player(cluster.url, seed=7) for _ in range(2)]
+        cluster.wait_until_whole(count=2)
+        players.append(Player(cluster.url, seed=7))
+        assert {cluster.owner(player.session.id)["sessions"] for player in players} == {1, 2}
+        for player in players:
+            player.play()
+        first, last = players[0], players[-1]
+        for player in (first, last):
+            player.start()
+        players[1].session.close()
+        time.sleep(8)  # as many servers are needed as before: one slot is to be free
+        assert len(cluster.replicas()) == 2 and not first.resumed + last.resumed
+        last.stop()
+        last.session.close()
+        cluster.wait_until_whole(count=1)
+        first.stop()
+        first.play()
+        first.check(alone(cluster, 7, max(first.seen) + 1))
+        first.session.close()
+    finally:
+        cluster.stop()

@@ -134,3 +134,25 @@ def test_a_button_reached_by_tab_takes_the_space_bar_and_one_that_was_clicked_do
     page.wait_for_function("__wm.isPaused")
     assert "Space" not in page.evaluate("__wm.held")  # Shift, with which Tab goes back, may be: a tap lasts a frame
     assert all("Space" not in held for held, _ in told[before:])
+
+
+def test_whatever_takes_the_focus_has_a_name(open_page, mouse_server):
+    """As a screen reader is told of the page by Chromium."""
+    page = open_page(mouse_server)
+    reader = page.context.new_cdp_session(page)
+
+    def focusable() -> list[tuple[str, str]]:
+        nodes = [node for node in reader.send("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+        found = {
+            node["nodeId"]: (node["role"]["value"], node["name"]["value"].strip())
+            for node in nodes
+            for told in node.get("properties", [])
+            if told["name"] == "focusable" and told["value"]["value"]
+        }
+        return list(found.values())
+
+    shown = focusable()
+    page.click("#controls-button")
+    asked = focusable()
+    assert {role for role, _ in shown} >= {"button", "textbox", "slider", "checkbox"} and len(asked) > 25
+    assert [role for role, name in shown + asked if not name] == []

@@ -92,7 +92,7 @@ export class Controls {
     row.dataset.action = code;
     row.classList.toggle("asked", isAsked);
     row.setAttribute("aria-pressed", String(isAsked));
-    row.setAttribute("aria-label", `${label}: key ${inputName(key)}, pad ${inputName(pad)}${note && `; ${note}`}`);
+    row.setAttribute("aria-label", `${label}: key ${inputName(key)}, gamepad ${pad === null ? "none" : inputName(pad)}${note && `; ${note}`}`);
     const texts = [["b", label], ["kbd", isAsked ? "press…" : inputName(key)], ["kbd", inputName(pad)], ["small", note]];
     row.append(...texts.map(([tag, textContent]) => Object.assign(document.createElement(tag), { textContent })));
     for (const { input } of clashes) row.children[isPad(input) ? 2 : 1].classList.add("clash");

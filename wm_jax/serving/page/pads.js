@@ -2,7 +2,7 @@
 
 import { hotbar, steering } from "./keycaps.js";
 
-const NAMES = ["A", "B", "X", "Y", "LB", "RB", "LT", "RT", "back", "start", "L3", "R3", "pad ↑", "pad ↓", "pad ←", "pad →"];
+const NAMES = ["A", "B", "X", "Y", "LB", "RB", "LT", "RT", "back", "start", "L3", "R3", "d-pad ↑", "d-pad ↓", "d-pad ←", "d-pad →"];
 const LOOKS = { up: "right stick ↑", down: "right stick ↓", left: "right stick ←", right: "right stick →" };
 /** The left stick does what the cross does. */
 export const CROSS = { up: "Pad12", down: "Pad13", left: "Pad14", right: "Pad15" };
