@@ -88,7 +88,7 @@ def test_the_page_tells_how_far_the_start_is(page, server, monkeypatch):
         page.wait_for_selector("text=Warming up")
         page.wait_for_selector("text=compiling")
         assert page.evaluate("document.getElementById('overlay-fill').style.width") == "40%"
-    page.wait_for_selector("text=Warming up", state="hidden")
+    page.wait_for_selector("#overlay.gone", state="attached")
     assert page.evaluate("__wm.problems") == []
 
 

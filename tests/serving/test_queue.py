@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import wm_jax as wm
-from tests.serving.conftest import Server, serving, tiny_prompts, wait_until
+from tests.serving.conftest import Server, closing_code, serving, tiny_prompts, wait_until
 from wm_jax.serving.pace import SHARES
 from wm_jax.serving.service import _keeper
 
@@ -124,6 +124,7 @@ def test_a_session_of_which_nothing_is_on_the_disk_plays_on_beside_one_that_is_l
         for talk in (one, two):
             talk.wait_for_frames(1)
         let_go(keeping)
-        assert one.wait_for("session.ended")["resumable"] is True
+        code, said = closing_code(first)
+        assert (code, said[-1]["type"], said[-1]["resumable"]) == (1012, "session.ended", True)
         two.wait_for_frames(10)
         assert {message["type"] for message in two.messages} <= {"session.created", "status"}
