@@ -353,7 +353,7 @@ def test_there_are_more_servers_when_slots_run_out_and_fewer_when_players_leave(
         players = [Player(cluster.url, seed=7) for _ in range(2)]
         cluster.wait_until_whole(count=2)
         players.append(Player(cluster.url, seed=7))
-        assert {cluster.owner(player.session.id)["sessions"] for player in players} == {1, 2}
+        cluster.wait_until(lambda: sorted(one["sessions"] for one in cluster.replicas()) == [1, 2])
         for player in players:
             player.play()
         first, last = players[0], players[-1]
