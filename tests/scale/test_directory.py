@@ -203,13 +203,14 @@ def test_where_all_are_too_slow_there_is_one_more(directory, clock):
 def test_ray_serve_asks_the_policy_that_it_was_given(directory, monkeypatch):
     """As its controller does: by the name in the settings of `--max-replicas`, from what it pickled of it."""
     import ray
+    from ray.exceptions import RayError
     from ray.serve.config import AutoscalingConfig
 
     settings = cluster._count(ScaleConfig(replicas=2, max_replicas=3, spare_slots=1, lease_s=LEASE_S))
     told = AutoscalingConfig(**settings["autoscaling_config"])
     assert (told.min_replicas, told.max_replicas, told.initial_replicas) == (2, 3, 2)
     policy = told.policy.get_policy()(**told.policy.policy_kwargs)
-    answers: list[Any] = [replicas(directory, a={"free_slots": 0}, b={"free_slots": 0}), ray.exceptions.RayError()]
+    answers: list[Any] = [replicas(directory, a={"free_slots": 0}, b={"free_slots": 0}), RayError()]
 
     def get(_, timeout):
         answer = answers.pop(0)

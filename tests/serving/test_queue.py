@@ -54,6 +54,13 @@ def keeping(server: Server, tmp_path: Path) -> Iterator[Server]:
     keeper.close()
 
 
+def let_go(server: Server) -> None:
+    """As a server whose directory does not answer any more."""
+    service = server.service
+    assert service.loop is not None
+    asyncio.run_coroutine_threadsafe(service.lobby.release(), service.loop).result(20)
+
+
 def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_not(keeping, monkeypatch):
     server, service, lobby = keeping, keeping.service, keeping.service.lobby
     pace = service.batcher.pace
@@ -61,7 +68,7 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
     left = server.create()
     with server.connect(left) as socket:
         token = server.talk(socket).wait_for("session.created")["resume_token"]
-    asyncio.run_coroutine_threadsafe(lobby.release(), service.loop).result(20)
+    let_go(server)
     playing = server.create()
 
     def is_seated(**body: str) -> bool:
@@ -97,12 +104,6 @@ def test_while_the_device_is_too_slow_new_players_wait_and_who_comes_back_does_n
         pace._run(0)
         with server.connect(waiting) as seated:
             server.talk(seated).wait_for_frames(1)
-
-
-def let_go(server: Server) -> None:
-    """As a server whose directory does not answer any more."""
-    service = server.service
-    asyncio.run_coroutine_threadsafe(service.lobby.release(), service.loop).result(20)
 
 
 def test_what_no_other_server_can_take_up_plays_on_when_the_others_are_let_go(server, tmp_path):
