@@ -1,5 +1,6 @@
 """Laws of recording: keys stand beside the frame they led to, a seed writes the same bytes, a stopped one leaves none."""
 
+import contextlib
 import dataclasses
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from wm_jax import envs
 from wm_jax.data.episode import EpisodeError, EpisodeFolder
-from wm_jax.data.record import RecordConfig, main, play, record
+from wm_jax.data.record import Played, RecordConfig, main, play, record
 from wm_jax.envs import registry
 
 BALL = RecordConfig(env="bouncing_ball", out=Path("unused"), frames=300, max_length=60)
@@ -113,23 +114,45 @@ def test_a_recording_that_is_stopped_leaves_no_folder_that_opens(tmp_path: Path,
     command = [sys.executable, "-m", "wm_jax.data.record", "--env", "bouncing_ball", "--frames", "10000000"]
     # What a shell runs in the background, and all it starts, ignores SIGINT unless told otherwise.
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, ours)
     unfinished = tmp_path / "stopped.unfinished"
-    try:
-        while not (unfinished / "shard_00000.frames.npy").exists():
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
-        process.send_signal(how)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with started as process:
+        try:
+            while not (unfinished / "shard_00000.frames.npy").exists():
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.05)
+            process.send_signal(how)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert not out.exists()
     if how == signal.SIGKILL:
         with pytest.raises(EpisodeError, match="never finished"):
             EpisodeFolder.open(unfinished)
     else:
         assert process.returncode == 130 and "was removed" in said and not unfinished.exists()
+
+
+def test_an_interrupt_that_was_swallowed_ends_the_recording_after_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def plays(*about) -> Played:
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does to a callback of the garbage collector
+            signal.raise_signal(signal.SIGINT)
+        numbers.append(about[2])
+        return play(*about)
+
+    numbers = list[int]()
+    monkeypatch.setattr("wm_jax.data.record.play", plays)
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            record(dataclasses.replace(BALL, out=tmp_path / "swallowed", frames=10_000), quiet=True)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    assert numbers == [0] and not list(tmp_path.iterdir())
 
 
 def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

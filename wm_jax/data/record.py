@@ -10,10 +10,11 @@ import dataclasses
 import importlib.metadata
 import itertools
 import multiprocessing
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import rich.console
@@ -102,6 +103,7 @@ def record(config: RecordConfig, *, quiet: bool = False) -> Path:
       EpisodeError: `config.out` exists already.
       MissingGameError: the game's library is not installed.
       OSError: the disk is full; nothing that opens is left behind.
+      KeyboardInterrupt: at Ctrl-C, after an episode at the latest; what is unfinished was removed.
     """
     game = envs.make(config.env, split=config.split)
     height, width, _ = game.observation_space.shape or (0, 0, 0)
@@ -113,10 +115,11 @@ def record(config: RecordConfig, *, quiet: bool = False) -> Path:
     }
     fps = float(game.metadata["render_fps"])
     writer = EpisodeWriter(config.out, controls=game.controls, image=(height, width), fps=fps, facts=facts)
-    with writer, _progress(quiet) as bar:
+    with writer, _Interrupt() as interrupt, _progress(quiet) as bar:
         task = bar.add_task(f"{config.env} {config.split}", total=config.frames)
         with contextlib.closing(_episodes(config, game)) as episodes:
             for played in episodes:
+                interrupt.check()
                 room = config.frames - writer.num_frames
                 writer.add(played.frames[:room], played.keys[:room], level=played.level, policy=played.policy,
                            seed=played.seed)  # fmt: skip
@@ -156,6 +159,34 @@ def _start_worker(config: RecordConfig) -> None:
 def _play_in_worker(number: int) -> Played:
     config: RecordConfig = _worker["config"]
     return play(_worker["game"], config.chosen_seed, number, config.max_length)
+
+
+class _Interrupt:
+    """SIGINT raises KeyboardInterrupt as ever, and again in `check` if the first was swallowed: Python drops what is raised
+    in a callback of the garbage collector, and JAX has one (jax/_src/lib/__init__.py, `_xla_gc_callback`)."""
+
+    def __init__(self) -> None:
+        self._came = self._ours = False
+
+    def __enter__(self) -> Self:
+        # Not where SIGINT is ignored (a shell's background) or somebody else's.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            with contextlib.suppress(ValueError):  # not in the main thread: nobody sends us signals
+                signal.signal(signal.SIGINT, self._raise)
+                self._ours = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _raise(self, *_: object) -> None:
+        self._came = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        if self._came:
+            raise KeyboardInterrupt
 
 
 def _progress(quiet: bool) -> rich.progress.Progress:
