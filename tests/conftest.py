@@ -13,6 +13,8 @@ CORE = ("autoencoder", "checkpoint", "conditioning", "dynamics", "nn", "pallas_k
 NOT_CORE = ("test_cached_attention_cpu.py", "test_norm_modulate.py", "test_quantized_matmul.py")
 NOT_CORE_TESTS = ("test_norm_modulate[", "test_quantized_matmul[")
 CORE_FILES = ("test_checkpoint.py", "test_config.py")
+# Of the kernels in their interpreters enough to see that they speak that JAX; every case runs under the newest one.
+CORE_CASES = ("[tpu-plain]", "[tpu-one frame]", "[tpu-int8 ring]")
 
 # In the environment and not only in jax.config, so that the processes which tests start compile into the same cache.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -47,14 +49,18 @@ def _forget_programs() -> Generator[None, None, None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks `core` what a Python 3.11 with JAX 0.10 must pass too: the model, its layers, its files on disk. Puts the files
-    with the most slow tests first: begun last, one of them would leave the other worker without work."""
+    with the most slow tests first: begun last, one of them would leave the other worker without work. The cluster is the last of
+    those: its servers would each compile what the tests of one server leave in the cache."""
     for item in items:
         where = item.path.relative_to(ROOT / "tests")
         if where.name in NOT_CORE or item.name.startswith(NOT_CORE_TESTS):
             continue
+        if where.name == "test_against_reference.py" and not item.name.endswith(CORE_CASES):
+            continue
         if where.parts[0] in CORE or where.name in CORE_FILES:
             item.add_marker(pytest.mark.core)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow.update({path: 1 - slow[path] for path in slow if path.name == "test_cluster.py"})  # counts add up
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))  # stable: a file's own order stays
 

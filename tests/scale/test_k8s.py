@@ -176,9 +176,19 @@ def test_settings_that_are_none_are_refused(monkeypatch):
         cluster.build({"world": "x", "slot": 3})
     with pytest.raises(ScaleError, match="'published'"):
         cluster.build({"world": "x", "published": {"steps": 5}})
+    for name, value in {
+        "eight_bits": "int3",
+        "solver": "euler",
+        "slots": "many",
+        "world": None,
+        "allow_origins": 3,
+    }.items():
+        with pytest.raises(ScaleError, match=f"{name} is {value!r}"):
+            cluster.build({"world": "x", name: value})
     choice, server, scale = cluster.build(
-        {"world": "x", "slots": 3, "replicas": 4, "allow_origins": ["https://a"], "steps": 5, "weights": "/weights"}
-    )
+        {"world": "x", "slots": 3, "replicas": 4, "allow_origins": ["https://a"], "steps": 5, "weights": "/weights",
+         "prompt": None}
+    )  # fmt: skip
     assert (choice.world, choice.published, server.slots, server.allow_origins, scale.replicas) == (
         Path("x"),
         Published(steps=5, weights=Path("/weights")),

@@ -122,6 +122,7 @@ class Talk:
 @contextlib.contextmanager
 def playing_on(talk: Talk) -> Iterator[None]:
     """Somebody who plays meanwhile, ten frames at least, and never waits long for one."""
+    talk.wait_for_frames(1)
     came, is_over = [time.monotonic()], threading.Event()
 
     def play() -> None:
@@ -138,7 +139,7 @@ def playing_on(talk: Talk) -> Iterator[None]:
         player.join(60)
     assert len(came) > 10 and not player.is_alive(), "its connection is gone"
     # Some thirty frames: a machine that is busy with other tests misses a few, a server that is held up misses all.
-    assert max(np.diff(came)) < 1.0, f"seconds from frame to frame: {np.diff(came).tolist()}"
+    assert max(np.diff(came)) < 3.0, f"seconds from frame to frame: {np.diff(came).tolist()}"
 
 
 def closing_code(socket, timeout: float = 20.0) -> tuple[int, list[dict]]:

@@ -94,8 +94,8 @@ def test_a_frame_obeys_what_is_pressed_while_the_device_makes_the_one_before_it(
     time.sleep(0.05)  # the next one is due
     player.press(Action(type="action", held=["Space"]))
     engine.ready.release()
-    wait_until(lambda: len(engine.told) == 2)
-    assert engine.told == [False, True]
+    wait_until(lambda: len(engine.told) >= 2)
+    assert engine.told[:2] == [False, True]
 
 
 class RowsEngine(Engine):

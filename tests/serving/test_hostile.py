@@ -86,6 +86,7 @@ def server_end(client: socket.socket) -> tuple[str, socket.socket]:
 
 def enter(client: socket.socket, server: Server, ticket: dict[str, Any]) -> None:
     """Opens a session's WebSocket by hand: whoever uses a library answers pings, and reads."""
+    client.settimeout(20)
     client.connect(("127.0.0.1", urlsplit(server.url).port))
     client.sendall(
         f"GET {urlsplit(ticket['ws_url']).path} HTTP/1.1\r\nHost: {urlsplit(server.url).netloc}\r\n"
@@ -101,7 +102,6 @@ def test_who_answers_no_ping_is_cut_off_and_the_session_waits(monkeypatch):
     with serving(*wm.tiny_world(0), tiny_prompts()) as pinging, socket.socket() as client:
         ticket = pinging.create()
         enter(client, pinging, ticket)
-        client.settimeout(20)
         said = b"".join(iter(lambda: client.recv(65_536), b""))
         assert said.endswith(b"\x03\xf3keepalive ping timeout"), "1011"
         place = pinging.service.lobby.find(ticket["session_id"])

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import wm_jax as wm
 from tests.serving.conftest import serving, tiny_prompts
 from wm_jax.eval import hostile, load
 from wm_jax.eval.load import LoadConfig
-from wm_jax.eval.players import Played, Server, are_late, rate
+from wm_jax.eval.players import Played, Server, Visit, _watch, rate, repeats
 from wm_jax.ports.published import Published
 
 TINY = """
@@ -35,21 +37,36 @@ def test_the_rate_of_a_player():
 
 
 @pytest.mark.parametrize(
-    ("behind", "late"),
+    ("behind", "again"),
     [
-        ([0.0, 0.04, 0.0, 0.04, 0.0], []),
-        ([0.0, 0.06, 0.0, 0.0, 0.06], [1, 4]),
-        ([0.0, 0.0, 0.1, 0.1, 0.1, 0.14, 0.16], [2, 6]),
-        ([0.04, 0.0, 0.06, 0.0], [2]),
-        ([0.0, 0.1, 0.0, 0.06], [1, 3]),
-        ([0.04 * frame for frame in range(6)], [2, 4]),
+        ([0.0, 0.09, 0.0, 0.09, 0.0], 0),
+        ([0.0, 0.11, 0.0, 0.0, 0.11], 2),
+        ([0.0, 0.0, 0.11, 0.1, 0.1, 0.19, 0.22], 2),
+        ([0.09, 0.0, 0.11, 0.0], 1),
+        ([0.0, 1.05, 1.0, 1.09], 10),
+        ([0.07 * frame for frame in range(6)], 3),
     ],
-    ids=["jitter", "spikes", "a tick skipped", "a late first frame", "a spike and its end", "a clock that runs away"],
+    ids=["jitter", "spikes", "a tick skipped", "a late first frame", "a freeze", "a clock that runs away"],
 )
-def test_a_frame_is_late_where_a_screen_had_to_wait_for_it(behind, late):
+def test_a_screen_shows_a_frame_again_where_the_next_one_is_late(behind, again):
     due = [0.1 * frame for frame in range(len(behind))]
     played = Played(arrived_s=[7.0 + one + more for one, more in zip(due, behind, strict=True)], due_s=due)
-    assert np.flatnonzero(are_late(played, 0.05)).tolist() == late
+    assert repeats(played, 0.1) == again
+
+
+def test_an_action_that_a_later_one_overtook_counts_as_long_as_it_waited():
+    class Client:
+        async def recv(self) -> bytes:
+            header = json.dumps({"seq": 0, "pts_ms": 0, "dropped": 0, "t": {"step": 1.0}, "last_event_id": 2}).encode()
+            return struct.pack("<I", len(header)) + header
+
+        async def send(self, _: str) -> None:
+            pass
+
+    played, now = Played(), time.perf_counter()
+    pressed = {1: now - 3.0, 2: now - 1.0, 3: now}
+    asyncio.run(_watch(Client(), played, pressed, now, Visit(players=1, seconds=0.0, warmup=0.0)))
+    assert played.latency_s == pytest.approx([3.0, 1.0], abs=0.5) and list(pressed) == [3]
 
 
 def test_drift_is_told_from_the_first_and_the_last_tenth():

@@ -40,6 +40,20 @@ def test_who_waits_is_told_its_place_and_plays_when_a_slot_is_free():
         assert states["status"] in ("ready", "running")
 
 
+def test_a_server_that_stops_says_who_may_come_back(tmp_path: Path):
+    with serving(*wm.tiny_world(0), tiny_prompts(), slots=1, queue=1, snapshots=str(tmp_path)) as server:
+        player, waiter = server.create(mode="stepped"), server.create()
+        with server.connect(player) as socket, server.connect(waiter) as behind:
+            talk, last = server.talk(socket), server.talk(behind)
+            last.wait_for("queue", position=1)
+            talk.send("step", step_id=1, n=1)
+            talk.wait_for_frames(1)
+            server.stop()
+            for one, may in ((talk, True), (last, False)):
+                assert one.wait_for("session.go_away")["resumable"] == may
+                assert one.wait_for("session.ended")["resumable"] == may
+
+
 @pytest.fixture
 def keeping(server: Server, tmp_path: Path) -> Iterator[Server]:
     """The same server as if it had been started with `--snapshots`."""
@@ -129,3 +143,15 @@ def test_a_session_of_which_nothing_is_on_the_disk_plays_on_beside_one_that_is_l
         assert (code, said[-1]["type"], said[-1]["resumable"]) == (1012, "session.ended", True)
         two.wait_for_frames(10)
         assert {message["type"] for message in two.messages} <= {"session.created", "status"}
+
+
+def test_of_a_real_game_that_was_a_dream_the_dream_is_let_go(keeping, monkeypatch):
+    ticket, lobby = keeping.create(), keeping.service.lobby
+    place = lobby.find(ticket["session_id"])
+    with keeping.connect(ticket) as socket:
+        keeping.talk(socket).wait_for_frames(1)
+        asyncio.run_coroutine_threadsafe(lobby._keep(place), keeping.service.loop).result(60)
+        monkeypatch.setattr(lobby, "_is_elsewhere", lambda place: True)
+        let_go(keeping)
+        code, said = closing_code(socket)
+    assert (code, said[-1]["type"], said[-1]["resumable"]) == (1012, "session.ended", True)

@@ -125,8 +125,10 @@ async def _watch(client: Any, played: Played, pressed: dict[int, float], began: 
         played.step_ms.append(header["t"]["step"])
         played.dropped = header["dropped"] - dropped_before
         event = header.get("last_event_id")
-        if event in pressed:
-            played.latency_s.append(now - pressed.pop(event))
+        obeyed = (
+            [] if event is None else [known for known in pressed if known <= event]
+        )  # a later one may have overtaken it
+        played.latency_s += [now - pressed.pop(known) for known in obeyed]
         if now > counted_from + visit.seconds:
             return
 
@@ -187,18 +189,19 @@ async def play_all(urls: list[str], visit: Visit) -> list[Played]:
     return await asyncio.gather(*tasks)
 
 
-def are_late(one: Played, slack_s: float) -> list[bool]:
-    """Which frames came too late for a screen that shows each this long after the most punctual one so far would have come.
+def repeats(one: Played, period_s: float) -> int:
+    """How often a screen of this period shows a frame again, for want of the next one.
 
-    While it waits for a late frame its clock stands: a tick that the server skips makes one frame late, not all that follow.
+    It shows each one period after the most punctual one so far would have come, and its clock stands while it waits: a tick that
+    the server skips is one repeat, and makes none of the frames that follow late.
     """
-    told: list[bool] = []
-    clock = math.inf
+    count, clock = 0, math.inf
     for arrived, due in zip(one.arrived_s, one.due_s, strict=True):
         behind = arrived - due
-        told.append(behind > clock + slack_s)
-        clock = behind if told[-1] else min(clock, behind)
-    return told
+        waits = max(0, math.ceil((behind - clock) / period_s) - 1) if clock < math.inf else 0
+        count += waits
+        clock = min(clock + waits * period_s, behind)
+    return count
 
 
 def rate(one: Played) -> float:

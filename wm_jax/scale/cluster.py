@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 import wm_jax
 from wm_jax.ports.published import Published
 from wm_jax.scale.config import ScaleConfig, ScaleError, replica_config
@@ -154,7 +156,7 @@ def build(args: dict[str, Any]) -> Any:
     The secret may come from the environment, as WM_JAX_AUTH, so that it does not stand in a manifest.
 
     Raises:
-      ScaleError: `world` is missing, or there is no such setting.
+      ScaleError: `world` is missing, there is no such setting, or it does not take this value.
     """
     given = {"auth": os.environ.get("WM_JAX_AUTH"), **args}
     if "world" not in given:
@@ -168,16 +170,17 @@ def build(args: dict[str, Any]) -> Any:
                 f"args of the RayService has {name!r}, which is no setting; python -m wm_jax.scale --help lists them"
             )
         parts[owner][name] = value
-    chosen = parts[Choice]
-    chosen["world"] = Path(chosen["world"])
-    if "prompt" in chosen:
-        chosen["prompt"] = Path(chosen["prompt"])
-    if "weights" in parts[Published]:
-        parts[Published]["weights"] = Path(parts[Published]["weights"])
-    chosen["published"] = Published(**parts[Published])
-    if "allow_origins" in parts[ServeConfig]:
-        parts[ServeConfig]["allow_origins"] = tuple(parts[ServeConfig]["allow_origins"])
-    return application(Choice(**chosen), ServeConfig(**parts[ServeConfig]), ScaleConfig(**parts[ScaleConfig]))
+    parts[Choice]["published"] = parts.pop(Published)
+    try:
+        choice = pydantic.TypeAdapter(Choice).validate_python(parts[Choice])
+        server = pydantic.TypeAdapter(ServeConfig).validate_python(parts[ServeConfig])
+        scale = pydantic.TypeAdapter(ScaleConfig).validate_python(parts[ScaleConfig])
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in error.errors())
+        raise ScaleError(
+            f"args of the RayService: {wrong}; python -m wm_jax.scale --help says what each takes"
+        ) from None
+    return application(choice, server, scale)
 
 
 def start(server: ServeConfig, scale: ScaleConfig) -> None:

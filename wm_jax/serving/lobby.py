@@ -471,7 +471,7 @@ class Lobby:
             message = GoAway(
                 deadline_ms=round(1e3 * self.config.drain_s),
                 reason="the server is about to stop",
-                resumable=self.keeper is not None and place.session.source != "real",
+                resumable=self.keeper is not None and (place.is_written or not self._is_elsewhere(place)),
                 resume_url=self._resume_url(place),
             )
             for connection in _sockets(place):

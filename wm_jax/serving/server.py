@@ -77,7 +77,7 @@ def bind(config: ServeConfig) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere it takes until its answer to a ping is overdue
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere such a client keeps its place for `idle_s`
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1e3 * STALLED_S))
     try:
         sock.bind((config.host, config.port))
