@@ -185,6 +185,13 @@ def test_settings_that_are_none_are_refused(monkeypatch):
     }.items():
         with pytest.raises(ScaleError, match=f"{name} is {value!r}"):
             cluster.build({"world": "x", name: value})
+    for name in ("slots", "replicas"):
+        with pytest.raises(ScaleError, match=f"{name} is 0; ") as told:
+            cluster.build({"world": "x", "auth": "a secret", name: 0})
+        assert "a secret" not in str(told.value)
+    with pytest.raises(ScaleError, match="auth: ") as told:
+        cluster.build({"world": "x", "auth": 12345678})
+    assert "12345678" not in str(told.value)
     choice, server, scale = cluster.build(
         {"world": "x", "slots": 3, "replicas": 4, "allow_origins": ["https://a"], "steps": 5, "weights": "/weights",
          "prompt": None}

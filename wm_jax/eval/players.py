@@ -124,11 +124,9 @@ async def _watch(client: Any, played: Played, pressed: dict[int, float], began: 
         played.due_s.append(1e-3 * header["pts_ms"])
         played.step_ms.append(header["t"]["step"])
         played.dropped = header["dropped"] - dropped_before
-        event = header.get("last_event_id")
-        obeyed = (
-            [] if event is None else [known for known in pressed if known <= event]
-        )  # a later one may have overtaken it
-        played.latency_s += [now - pressed.pop(known) for known in obeyed]
+        last = header.get("last_event_id") or 0
+        obeyed = [event for event in pressed if event <= last]  # those too that a later one overtook
+        played.latency_s += [now - pressed.pop(event) for event in obeyed]
         if now > counted_from + visit.seconds:
             return
 

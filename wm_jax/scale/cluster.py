@@ -176,11 +176,17 @@ def build(args: dict[str, Any]) -> Any:
         server = pydantic.TypeAdapter(ServeConfig).validate_python(parts[ServeConfig])
         scale = pydantic.TypeAdapter(ScaleConfig).validate_python(parts[ScaleConfig])
     except pydantic.ValidationError as error:
-        wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in error.errors())
-        raise ScaleError(
-            f"args of the RayService: {wrong}; python -m wm_jax.scale --help says what each takes"
-        ) from None
+        wrong = "; ".join(_told(one) for one in error.errors())
+        raise ScaleError(f"args of the RayService: {wrong}; python -m wm_jax.scale --help lists the settings") from None
     return application(choice, server, scale)
+
+
+def _told(wrong: Any) -> str:
+    """What pydantic found, in a line; without the secret."""
+    if wrong["type"] == "value_error":  # of a setting's own check, which names it and its value
+        return str(wrong["ctx"]["error"])
+    name = wrong["loc"][-1]
+    return f"{name}: {wrong['msg']}" if name == "auth" else f"{name} is {wrong['input']!r}: {wrong['msg']}"
 
 
 def start(server: ServeConfig, scale: ScaleConfig) -> None:
