@@ -27,10 +27,13 @@ def row(target: str, program: str) -> Row:
 
 
 # The start of a session is the mathematics of its steps, on GPUs rollout and update go to the same XLA, and both Trainiums take the
-# same programs: one device of a kind is enough for every commit. `python -m wm_jax.export --report` compiles them all.
+# same programs: one device of a kind is enough for every commit. `python -m wm_jax.export --report` compiles them all. An update
+# takes the TPUs' compiler a minute and more: the oldest and a newer one on every commit, the others with -m full.
 SPOKESMEN = ("tpu_v6e", "h100", "trn2")
+SELDOM = [(target, "train") for target in TPUS if target not in ("tpu_v4", "tpu_v6e")]
 PLAYED = [
-    (target, program) for target in (*TPUS, *GPUS, "trn2") for program in PROGRAMS[:4]
+    pytest.param(target, program, marks=[pytest.mark.full] if (target, program) in SELDOM else [])
+    for target in (*TPUS, *GPUS, "trn2") for program in PROGRAMS[:4]
     if target in SPOKESMEN or program == "step" or (program in ("rollout", "train") and target in TPUS)
 ]  # fmt: skip
 
