@@ -60,7 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if where.parts[0] in CORE or where.name in CORE_FILES:
             item.add_marker(pytest.mark.core)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    slow.update({path: 1 - slow[path] for path in slow if path.name == "test_cluster.py"})  # counts add up
+    for path in slow:
+        slow[path] = 1 if path.name == "test_cluster.py" else slow[path]
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))  # stable: a file's own order stays
 

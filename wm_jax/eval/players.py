@@ -193,10 +193,10 @@ def repeats(one: Played, period_s: float) -> int:
     It shows each one period after the most punctual one so far would have come, and its clock stands while it waits: a tick that
     the server skips is one repeat, and makes none of the frames that follow late.
     """
-    count, clock = 0, math.inf
+    count, clock = 0, one.arrived_s[0] - one.due_s[0]
     for arrived, due in zip(one.arrived_s, one.due_s, strict=True):
         behind = arrived - due
-        waits = max(0, math.ceil((behind - clock) / period_s) - 1) if clock < math.inf else 0
+        waits = max(0, math.ceil((behind - clock) / period_s) - 1)
         count += waits
         clock = min(clock + waits * period_s, behind)
     return count
